@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What otad needs of a platform. Aliyun's is `session.Session`; another one must be able to fit behind this."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from otad.core.model import ModuleName, Notice
+from otad.errors import Failure
+
+
+class OfflineError(Exception):
+    """There is no session, or it ended before the platform acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A package is offered. Equal `offer` values are the same message heard twice."""
+
+    notice: Notice
+    offer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """An offer that cannot be carried out as it stands, and why.
+
+    `key` is the same for the same offer with or without a fresh URL. `version` is "" where the offer has none.
+    """
+
+    key: str
+    module: ModuleName
+    version: str
+    failure: Failure
+    offer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """Nothing is offered. It does not mean that a deployment under way was canceled."""
+
+    module: ModuleName
+
+
+Answer = Offered | Unusable | Nothing
+
+
+class SessionState(StrEnum):
+    CONNECTING = "connecting"
+    ONLINE = "online"
+    OFFLINE = "offline"  # waiting for the next attempt; `detail` says why and when
+    REFUSED = "refused"  # the platform does not accept the credentials
+    OFF = "off"  # there is nothing to connect to: see `detail`
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """The session as status shows it; `since` in seconds since 1970."""
+
+    state: SessionState
+    since: int
+    detail: str
+
+
+class Cloud(Protocol):
+    """A session with a platform. What it hears, asked or unasked, goes to the `heard` callback it was made with."""
+
+    @property
+    def view(self) -> SessionView: ...
+
+    @property
+    def connection(self) -> int:
+        """Counts the connections of this process; 0 before the first."""
+        ...
+
+    @property
+    def online_at(self) -> float | None:
+        """time.monotonic() of the last moment the session was up; None if never in this process."""
+        ...
+
+    async def run(self) -> None:
+        """Hold the session for ever: connect, listen, reconnect with back-off. Ends only by being canceled."""
+        ...
+
+    async def connected(self, after: int) -> int:
+        """Wait until online with a connection number above `after`; that number."""
+        ...
+
+    async def lost(self, connection: int) -> None:
+        """Return when this connection is over."""
+        ...
+
+    async def ask(self, module: ModuleName, timeout_s: float = 10) -> Answer | None:
+        """Ask what is offered for this module. None: no answer in time. Raises OfflineError."""
+        ...
+
+    async def inform(self, module: ModuleName, version: str) -> None:
+        """Tell the version; returns when acknowledged. Raises OfflineError."""
+        ...
+
+    async def step(self, module: ModuleName, step: int, desc: str) -> None:
+        """Tell a step; returns when acknowledged. Raises OfflineError."""
+        ...
