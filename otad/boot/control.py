@@ -23,13 +23,13 @@ class BootControl(Protocol):
         ...
 
     def mark_bad(self, slot: Slot) -> None:
-        """The slot is never chosen, not even when everything else fails. Primary does not change."""
+        """The slot is never chosen, not even when everything else fails, and no longer confirmed. Primary stays."""
         ...
 
     def set_primary(self, slot: Slot, attempts: int) -> None:
-        """The slot is tried first at the next boot, `attempts` times, and is no longer bad nor confirmed.
+        """The slot is tried first at the next boot, `attempts` times, and is no longer bad.
 
-        The other slots keep what they have.
+        It is confirmed only if it was before; the other slots keep what they have.
         """
         ...
 

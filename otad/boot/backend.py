@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the configuration's word to the boot loader behind it."""
+
+from otad.boot import simulated
+from otad.boot.control import BootControl
+from otad.config import Backend, Config
+from otad.durable import Disk
+
+
+def boot_control(disk: Disk, config: Config) -> BootControl:
+    """The configured boot loader. `config` has been checked: the backend is one of those available."""
+    match config.boot.backend:
+        case Backend.SIMULATED:
+            return simulated.from_config(disk, config)
+        case _:
+            raise AssertionError(config.boot.backend)
