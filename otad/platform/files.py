@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file server that packages are downloaded from: object storage behind a CDN, as the platform's devices see it.
+
+    GET /ota/<32 hex>/<id>.bin?auth_key=<unix time>-<rand>-<uid>-<md5 of "path-time-rand-uid-key">
+
+- One range is answered with 206 if it lies within the object. Any other range gets 200 and the whole object, unless
+  the request says `x-oss-range-behavior: standard`: then an end too far is clipped and a start too far is a 416.
+- ETag is the object's MD5, upper case, quoted. Content-Length is always there.
+- A URL older than its time to live, or with a wrong hash, gets 403 with an XML body and `X-Tengine-Error`; an object
+  that is not there 404 `NoSuchKey`.
+
+Every request is recorded with the bytes it was sent, so that `bytes_twice` can say what was fetched more than once.
+Bytes count when they are handed to the kernel; it holds at most `SEND_BUFFER` that a client may not have seen.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import socket
+import ssl
+import zlib
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Final
+
+from aiohttp import web
+
+from otad.platform.events import Served
+from otad.platform.faults import Faults
+from otad.platform.jobs import Package
+
+CHUNK_BYTES: Final = 256 << 10
+SEND_BUFFER: Final = 256 << 10
+UID: Final = "0"  # the third field of auth_key; the CDN's documents fix it
+
+_ERRORS: Final = {
+    400: ("InvalidArgument", "The request is not valid."),
+    403: ("AccessDenied", "Request has expired."),
+    404: ("NoSuchKey", "The specified key does not exist."),
+    416: ("InvalidRange", "The requested range cannot be satisfied."),
+    500: ("InternalError", "Please contact the server administrator."),
+    503: ("ServiceUnavailable", "Please reduce your request rate."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What of an object is to be sent, and with which status."""
+
+    status: int
+    start: int
+    end: int
+    """The first byte that is not sent."""
+
+
+def span_of(range_text: str | None, size: int, *, standard: bool) -> Span:
+    """How object storage answers a Range header; `standard` is `x-oss-range-behavior: standard`."""
+    whole = Span(200, 0, size)
+    if range_text is None:
+        return whole
+    found = re.fullmatch(r"bytes=(\d*)-(\d*)", range_text.strip())
+    if not found or found[0] == "bytes=-":
+        # Several ranges are "bytes" too; the documents disagree on them, and no device should send them.
+        return Span(416, 0, 0) if standard and range_text.startswith("bytes=") else whole
+    if not found[1]:
+        length = int(found[2])
+        if 0 < length <= size:
+            return Span(206, size - length, size)
+        return Span(206, 0, size) if standard and length else whole
+    start, last = int(found[1]), int(found[2]) if found[2] else size - 1
+    if start > last and found[2]:
+        return whole
+    if start < size and last < size:
+        return Span(206, start, last + 1)
+    if not standard:
+        return whole
+    return Span(206, start, size) if start < size else Span(416, 0, 0)
+
+
+def bytes_twice(served: Iterable[Served]) -> int:
+    """Of the bytes sent in these requests for one object, how many were sent before."""
+    spans = sorted((one.start, one.start + one.sent) for one in served if one.sent)
+    total = sum(end - start for start, end in spans)
+    distinct = reached = 0
+    for start, end in spans:
+        distinct += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total - distinct
+
+
+class FileServer:
+    """Serves packages under signed URLs that expire."""
+
+    def __init__(
+        self,
+        faults: Faults,
+        record: Callable[[Served], None],
+        clock: Callable[[], float],
+        *,
+        key: str,
+        host: str,
+        address: str,
+        port: int,
+        url_ttl_s: float = 24 * 3600.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.url_ttl_s = url_ttl_s
+        self.base = ""
+        """Scheme, host and port that URLs begin with; known once started."""
+        self._faults = faults
+        self._record = record
+        self._clock = clock
+        self._key = key
+        self._host = host
+        self._address = address
+        self._port = port
+        self._tls = tls
+        self._objects: dict[str, Package] = {}
+        self._sending: set[asyncio.Transport] = set()
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._serve)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port, ssl_context=self._tls, reuse_address=True)
+        await site.start()
+        self._port = int(self._runner.addresses[0][1])
+        self.base = f"{'https' if self._tls else 'http'}://{self._address}:{self._port}"
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            self.cut()
+            await self._runner.cleanup()
+            self._runner = None
+
+    def cut(self) -> None:
+        """Close every connection on which a body is being sent, at once."""
+        for transport in tuple(self._sending):
+            transport.abort()
+
+    def add(self, package: Package) -> None:
+        self._objects[self._path(package)] = package
+
+    def remove(self, package: Package) -> None:
+        """Requests for it are answered with 404 from now on."""
+        self._objects.pop(self._path(package), None)
+
+    def url(self, package: Package) -> str:
+        """A URL for this package, signed now; no two are the same."""
+        path = self._path(package)
+        claim = f"{int(self._clock())}-{secrets.token_hex(8)}-{UID}"
+        return f"{self.base}{path}?auth_key={claim}-{self._signature(path, claim)}"
+
+    def _path(self, package: Package) -> str:
+        place = hashlib.md5(f"{self._key}{package.id}".encode(), usedforsecurity=False).hexdigest()
+        return f"/ota/{place}/{package.id}.bin"
+
+    def _signature(self, path: str, claim: str) -> str:
+        return hashlib.md5(f"{path}-{claim}-{self._key}".encode(), usedforsecurity=False).hexdigest()
+
+    def _is_signed(self, path: str, auth_key: str) -> bool:
+        claim, _, signature = auth_key.rpartition("-")
+        issued = claim.partition("-")[0]
+        if not issued.isdecimal() or not hmac.compare_digest(signature.encode(), self._signature(path, claim).encode()):
+            return False
+        return self._clock() < int(issued) + self.url_ttl_s
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        faults = self._faults
+        package = self._objects.get(request.path)
+        status = faults.next_statuses.pop(0) if faults.next_statuses else faults.every_status
+        if status is None and not self._is_signed(request.path, request.query.get("auth_key", "")):
+            status = 403
+        if status is None and package is None:
+            status = 404
+        if status is not None or package is None:
+            return self._error(request, package, status or 404)
+        if faults.redirect_to is not None:
+            self._note(request, package, 302)
+            return web.Response(status=302, headers={"Location": faults.redirect_to})
+        return await self._send(request, package)
+
+    async def _send(self, request: web.Request, package: Package) -> web.StreamResponse:
+        faults = self._faults
+        size = max(0, package.size + faults.size_delta)
+        standard = request.headers.get("x-oss-range-behavior", "").lower() == "standard"
+        wanted = None if faults.ignore_range or faults.gzip else request.headers.get("Range")
+        span = span_of(wanted, size, standard=standard)
+        if span.status == 416:
+            return self._error(request, package, 416, {"Content-Range": f"bytes */{size}"})
+        headers = {
+            "Server": "Tengine",
+            "Content-Type": "application/octet-stream",
+            "Accept-Ranges": "bytes",
+            "ETag": f'"{package.etag if faults.etag is None else faults.etag}"',
+            "Last-Modified": formatdate(package.path.stat().st_mtime, usegmt=True),
+        }
+        start, end = span.start, span.end
+        if span.status == 206:
+            start = min(max(0, start + faults.range_shift), end)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        content = _Content(package, faults)
+        if faults.gzip:
+            end = content.compress(size)
+            headers["Content-Encoding"] = "gzip"
+        response = web.StreamResponse(status=span.status, headers=headers)
+        response.content_length = end - start
+        transport = request.transport
+        sent, whole = 0, False
+        try:
+            with contextlib.closing(content):
+                if transport is None:
+                    return response
+                self._sending.add(transport)
+                _limit_send_buffer(transport)
+                await response.prepare(request)
+                if request.method != "HEAD":
+                    async with contextlib.aclosing(self._paced(content, start, end, transport)) as chunks:
+                        async for chunk in chunks:
+                            await response.write(chunk)
+                            sent += len(chunk)
+                whole = sent == end - start
+                if not whole:
+                    transport.close()  # what has been written still arrives
+                    return response
+                await response.write_eof()
+        except ConnectionError:
+            pass
+        finally:
+            if transport is not None:
+                self._sending.discard(transport)
+            self._note(request, package, span.status, start, sent, whole)
+        return response
+
+    async def _paced(
+        self, content: "_Content", start: int, end: int, transport: asyncio.Transport
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of a body, as fast and as far as the faults allow at each moment."""
+        faults = self._faults
+        at = start
+        while at < end:
+            while faults.stall_after is not None and at - start >= faults.stall_after:
+                if transport.is_closing():
+                    return
+                await asyncio.sleep(0.02)
+            limit = min(end, at + CHUNK_BYTES)
+            for fault in (faults.cut_after, faults.stall_after):
+                if fault is not None and at - start < fault:
+                    limit = min(limit, start + fault)
+            if faults.cut_after is not None and at - start >= faults.cut_after and self._may_cut():
+                return
+            rate = faults.rate
+            if rate is not None:
+                limit = min(limit, at + max(1, int(rate / 20)))
+            yield content.read(at, limit)
+            if rate is not None:
+                await asyncio.sleep((limit - at) / rate)
+            at = limit
+
+    def _may_cut(self) -> bool:
+        faults = self._faults
+        if faults.cut_times is None:
+            return True
+        cuts = faults.cut_times > 0
+        faults.cut_times -= 1
+        if faults.cut_times <= 0:
+            faults.cut_after = faults.cut_times = None
+        return cuts
+
+    def _error(
+        self, request: web.Request, package: Package | None, status: int, headers: dict[str, str] | None = None
+    ) -> web.Response:
+        if package is not None:
+            self._note(request, package, status)
+        code, message = _ERRORS.get(status, ("Error", "The request was refused."))
+        body = (
+            '<?xml version="1.0" encoding="UTF-8"?>\n'
+            f"<Error><Code>{code}</Code><Message>{message}</Message>"
+            f"<RequestId>{secrets.token_hex(12).upper()}</RequestId><HostId>{request.host}</HostId></Error>\n"
+        )
+        answer = web.Response(status=status, text=body, content_type="application/xml", headers=headers)
+        answer.headers["Server"] = "Tengine"
+        if status == 403:
+            answer.headers["X-Tengine-Error"] = "denied by req auth: expired timestamp"
+        return answer
+
+    def _note(
+        self,
+        request: web.Request,
+        package: Package,
+        status: int,
+        start: int = 0,
+        sent: int = 0,
+        whole: bool = True,
+    ) -> None:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self._record(
+            Served(
+                self._clock(),
+                package.id,
+                package.version,
+                request.headers.get("Range"),
+                status,
+                start,
+                sent,
+                whole,
+                headers,
+            )
+        )
+
+
+class _Content:
+    """The bytes of an object, as the faults have them."""
+
+    def __init__(self, package: Package, faults: Faults) -> None:
+        self._faults = faults
+        self._packed: bytes | None = None
+        self._file = os.open(package.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, start: int, end: int) -> bytes:
+        if self._packed is not None:
+            return self._packed[start:end]
+        found = os.pread(self._file, end - start, start)
+        wrong = self._faults.corrupt_at
+        if wrong is not None and start <= wrong < start + len(found):
+            at = wrong - start
+            found = found[:at] + bytes([found[at] ^ 0xFF]) + found[at + 1 :]
+        return found.ljust(end - start, b"\0")
+
+    def compress(self, size: int) -> int:
+        """From now on be the gzip form of the first `size` bytes; how long that is. All of it is in memory."""
+        self._packed = zlib.compress(self.read(0, size), 1, wbits=31)
+        return len(self._packed)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _limit_send_buffer(transport: asyncio.Transport) -> None:
+    found = transport.get_extra_info("socket")
+    if found is not None:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
