@@ -168,9 +168,10 @@ class _Demo:
             except (DaemonError, TimeoutError) as error:
                 raise _WrongError(str(error)) from error
             finally:
-                for task in (*tasks, story):
+                all_tasks: list[asyncio.Task[Any]] = [*tasks, story]
+                for task in all_tasks:
                     task.cancel()
-                await asyncio.gather(*tasks, story, return_exceptions=True)
+                await asyncio.gather(*all_tasks, return_exceptions=True)
         return 0
 
     async def _story(self, device: Device) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# Sourced by tests/run and tests/demo: makes .venv with one extra of the project, from a bare Debian with Python 3.11.
+#
+#   set_up EXTRA [DEBIAN_PACKAGE ...]
+#
+# What is missing of Debian's packages is installed where we are root, else named.
+
+set_up() {
+    local extra=$1 missing=() package
+    shift
+    cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+    python3 -c 'import ensurepip, venv' 2>/dev/null || set -- python3-venv "$@"
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    if [ ${#missing[@]} -gt 0 ]; then
+        if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+            apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+                "${missing[@]}" >/dev/null || exit 1
+        else
+            echo "not installed, and only root may: apt-get install ${missing[*]}" >&2
+        fi
+    fi
+    if [ ! -x .venv/bin/pip ]; then
+        python3 -m venv .venv || exit 1
+    fi
+    # Again only when what is to be installed has changed.
+    local wanted=".venv/$extra-$(sha256sum pyproject.toml | cut -c1-16)"
+    if [ ! -e "$wanted" ]; then
+        .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$extra]" || exit 1
+        touch "$wanted"
+    fi
+}
