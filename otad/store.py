@@ -13,7 +13,7 @@ import fcntl
 import json
 import logging
 import os
-from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,29 @@ log = logging.getLogger(__name__)
 
 class InUseError(Exception):
     """Another daemon has this state directory."""
+
+
+def history_entry(ended: Ended) -> dict[str, Any]:
+    """A deployment that is over, as the history file, `otad history` and status show it. Times are UTC."""
+    return {
+        "id": ended.id,
+        "module": ended.module,
+        "version": ended.version,
+        "origin": str(ended.origin),
+        "outcome": str(ended.outcome),
+        "code": str(ended.failure.code) if ended.failure else None,
+        "reason": ended.failure.detail if ended.failure else None,
+        "began": utc(ended.began),
+        "ended": utc(ended.ended),
+        "bytes": ended.bytes,
+        "resumed": ended.resumed,
+        "tries": ended.tries,
+    }
+
+
+def utc(at: float) -> str:
+    """Seconds since 1970 as a date and time in UTC; clocks may be wrong, dates end with the year 9999."""
+    return datetime.fromtimestamp(min(max(at, 0), 253402300799), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Store:
@@ -61,7 +84,7 @@ class Store:
 
     def file(self, ended: Ended) -> None:
         """Add this deployment's line to the history, durably."""
-        line = json.dumps(asdict(ended), separators=(",", ":")).encode() + b"\n"
+        line = json.dumps(history_entry(ended), separators=(",", ":")).encode() + b"\n"
         try:
             content = self._disk.read(self._history, HISTORY_BYTES_MAX)
         except FileNotFoundError:

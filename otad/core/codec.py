@@ -51,8 +51,9 @@ def decode(content: bytes) -> State:
         raise StateError(f"state: {error}") from error
     if not isinstance(document, dict):
         raise StateError("state: not a JSON object")
-    if document.get("schema") != SCHEMA:
-        raise StateError(f"schema: {document.get('schema')!r}: this otad reads {SCHEMA}")
+    schema = document.get("schema")
+    if type(schema) is not int or schema != SCHEMA:
+        raise StateError(f"schema: {schema!r:.40}: this otad reads {SCHEMA}")
     plain = document.get("state")
     try:
         checksum = hashlib.sha256(_text(plain)).hexdigest()
@@ -90,14 +91,12 @@ def _value(plain: Any, wanted: Any, where: str) -> Any:
         return tuple(_value(member, item, f"{where}[{n}]") for n, member in enumerate(plain))
     if dataclasses.is_dataclass(wanted):
         return _object(plain, cast("type", wanted), where)
-    if issubclass(wanted, StrEnum):
-        try:
-            return wanted(plain)
-        except ValueError as error:
-            raise StateError(f"{where}: {error}") from error
-    if type(plain) is not wanted:  # not isinstance: True is no int here
+    if type(plain) is not (str if issubclass(wanted, StrEnum) else wanted):  # not isinstance: True is no int here
         raise StateError(f"{where}: {plain!r:.40}: not of type {wanted.__name__}")
-    return plain
+    try:
+        return wanted(plain)
+    except ValueError as error:
+        raise StateError(f"{where}: {plain!r:.40}: none of the words of {wanted.__name__}") from error
 
 
 def _one_of(plain: Any, options: tuple[Any, ...], where: str) -> Any:
@@ -108,7 +107,7 @@ def _one_of(plain: Any, options: tuple[Any, ...], where: str) -> Any:
         return _value(plain, options[0], where)
     kind = plain.get("kind") if isinstance(plain, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise StateError(f"{where}: kind {kind!r} is none of {', '.join(_KINDS)}")
+        raise StateError(f"{where}: kind {kind!r:.40} is none of {', '.join(_KINDS)}")
     return _object(plain, _KINDS[kind], where)
 
 

@@ -61,7 +61,7 @@ class Checkpointed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A work is done. `online` matters for Activate: the platform was reached within the last hour."""
+    """A work is done. `online`: the platform was reached within the last hour; the last works before a switch tell."""
 
     work: Work
     at: int

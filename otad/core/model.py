@@ -122,7 +122,7 @@ class Deployment:
     fetched: int = 0  # bytes brought over the network, for history
     resumed: int = 0  # times the transfer went on from what was there, for status and history
     idle_starts: int = 0  # resumes: starts since the last new checkpoint
-    activations: int = 0  # counted before the switch; see step.started
+    activations: int = 0  # counted before the switch; see step._started_after_the_switch
     on_trial: bool = False  # the target has been seen booted
     online_before: bool = False  # the old system had a session in the hour before the reboot
     by_hand: bool = False  # `otad mark-good` stands for the health checks
@@ -133,7 +133,7 @@ class Deployment:
 class SlotView:
     """What the boot loader holds of a slot.
 
-    `good`: it may be chosen; False only after mark-bad. `confirmed`: marked good since it was last made primary; None
+    `good`: it may be chosen; False only after mark-bad. `confirmed`: marked good since it was last marked bad; None
     where the boot loader's store cannot tell.
     """
 
@@ -145,7 +145,7 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """What the machine shows. `booted` is None when it runs from none of its slots (rescue, network root)."""
+    """What the machine shows, read at each start. `booted` is None in a rescue or network root."""
 
     booted: Slot | None
     primary: Slot | None

@@ -14,9 +14,13 @@ Whatever affects a transition is in this file. Rules that compete are decided he
   | old | old | downloading, installing | cut before the switch: go on |
   | old | target bad | activating | cut before the switch: check again, activate |
   | old | target, attempts left | activating, rebooting | switched, not booted: check again, activate, at most twice |
-  | old | attempts used up | activating, rebooting, confirming | fell back: mark target bad, report, refuse |
+  | old | attempts used up | activating, rebooting | fell back: mark target bad, report, refuse |
+  | old | anything | confirming | the same: it has run, and restarted unconfirmed |
   | target | trial | any of these | on trial (power may fail between "set primary" and the save) |
   | target | confirmed | confirming | cut during confirm: finish the bookkeeping |
+
+  A check that is made again after a switch stands in `downloading` or `installing` with `activations` counted: until
+  its work has marked the target bad, the boot loader may still boot it. So it is read by this table, too.
 
 - Success is step 100 and then the inform, and only after mark-good. A rollback is over, and is reported, only when the
   old slot is seen booted: the negative step first, then the inform.
@@ -61,6 +65,7 @@ from otad.core.model import (
     PlaceKind,
     Refusal,
     Slot,
+    SlotView,
     State,
     Step,
 )
@@ -73,6 +78,8 @@ REFUSALS_MAX = 16
 OUTBOX_MAX = 64
 """Beyond this no more refusals are answered: only a flood of bad offers gets there."""
 UNFILED_MAX = 64
+DETAIL_CHARACTERS = 500
+"""Of a failure's detail no more is kept: many of them must fit into a state file that can be read back."""
 SESSION_ROLLBACKS_MAX = 3
 """The first rollback for lack of a session and two more, a day apart."""
 DAY_S = 86400
@@ -113,19 +120,20 @@ def _started(state: State, event: Started) -> State:
     """Believe the machine: what does it say of the deployment that memory knows?"""
     same_boot = state.boot_id == event.boot_id
     known = state.known
-    state = replace(state, known=True, boot_id=event.boot_id, board=event.board)
+    state = replace(state, boot_id=event.boot_id, board=event.board)
     booted = event.board.booted
     if booted is None:
         return state
+    state = replace(state, known=True)
     deployment = state.deployment
     if deployment is None:
         return _recovered(state, event, booted, known)
     # Every start is a new run: what an earlier process had opened or checked, this one has not.
     deployment = replace(deployment, run=deployment.run + 1)
     match deployment.phase:
-        case Phase.DOWNLOADING | Phase.INSTALLING:
+        case Phase.DOWNLOADING | Phase.INSTALLING if is_before_the_switch(deployment):
             return _started_before_the_switch(state, deployment, event.board, booted)
-        case Phase.ACTIVATING | Phase.REBOOTING | Phase.CONFIRMING:
+        case Phase.DOWNLOADING | Phase.INSTALLING | Phase.ACTIVATING | Phase.REBOOTING | Phase.CONFIRMING:
             return _started_after_the_switch(state, deployment, event, booted, same_boot)
         case Phase.ROLLING_BACK:
             return replace(state, deployment=replace(deployment, idle_starts=deployment.idle_starts + 1))
@@ -138,40 +146,45 @@ def _started_before_the_switch(state: State, deployment: Deployment, board: Boar
         # Somebody booted the slot we were writing by other means: write the other one, from the start.
         other = board.other(booted) or deployment.old
         return replace(state, deployment=replace(_from_zero(deployment), old=booted, target=other))
-    # After a restart the place is checked again, so an installation begins anew from its staging file.
+    return replace(state, deployment=_gone_on(replace(deployment, old=booted)))
+
+
+def _gone_on(deployment: Deployment) -> Deployment:
+    """After a restart the place is checked again, so an installation begins anew from its staging file."""
     return replace(
-        state,
-        deployment=replace(
-            deployment,
-            resumed=deployment.resumed + (deployment.checkpoint > 0),
-            joined=deployment.checkpoint > 0,
-            idle_starts=deployment.idle_starts + 1,
-        ),
+        deployment,
+        resumed=deployment.resumed + (deployment.checkpoint > 0),
+        joined=deployment.checkpoint > 0,
+        idle_starts=deployment.idle_starts + 1,
     )
 
 
 def _started_after_the_switch(
     state: State, deployment: Deployment, event: Started, booted: Slot, same_boot: bool
 ) -> State:
-    target = event.board.view(deployment.target)
+    target, phase = event.board.view(deployment.target), deployment.phase
     if booted == deployment.target:
-        if target is not None and target.confirmed and deployment.phase == Phase.CONFIRMING:
+        if target is not None and target.confirmed and phase == Phase.CONFIRMING:
             return _succeeded(state, deployment, event.at)
         return replace(state, deployment=replace(deployment, phase=Phase.CONFIRMING, on_trial=True, reason=None))
-    if same_boot:
-        return replace(state, deployment=_check_again(deployment))
-    never_switched = target is not None and not target.good
-    if deployment.phase == Phase.ACTIVATING and never_switched:
+    if phase == Phase.CONFIRMING:
+        return _rolling_back(state, deployment, _fell_back(deployment), event.at)
+    is_bad = target is not None and not target.good
+    if phase == Phase.ACTIVATING and is_bad:  # counted, and not carried out
         return replace(state, deployment=_check_again(replace(deployment, activations=deployment.activations - 1)))
-    used_up = target is None or not target.good or target.attempts_left == 0
-    if deployment.phase == Phase.CONFIRMING or used_up or deployment.activations >= ACTIVATIONS_MAX:
+    if same_boot or (is_bad and phase in (Phase.DOWNLOADING, Phase.INSTALLING)):
+        return replace(state, deployment=_check_again(deployment))
+    used_up = target is None or is_bad or target.attempts_left == 0
+    if used_up or deployment.activations >= ACTIVATIONS_MAX:
         return _rolling_back(state, deployment, _fell_back(deployment), event.at)
     return replace(state, deployment=_check_again(deployment))
 
 
 def _check_again(deployment: Deployment) -> Deployment:
     """Back to the phase that proves what the medium holds; it fetches nothing that is there."""
-    phase = Phase.DOWNLOADING if deployment.place == PlaceKind.SLOT else Phase.INSTALLING
+    if deployment.phase in (Phase.DOWNLOADING, Phase.INSTALLING):
+        return _gone_on(deployment)
+    phase = Phase.INSTALLING if deployment.place == PlaceKind.STAGING else Phase.DOWNLOADING
     return replace(deployment, phase=phase)
 
 
@@ -258,11 +271,11 @@ def verdict(state: State, event: Noticed) -> Verdict:
     refusal = state.refusal(identity.key)
     if refusal is not None and not _has_lapsed(refusal, event.at) and event.notice.origin == Origin.PLATFORM:
         return Verdict.REFUSED
+    if state.board is None or state.board.booted is None or state.board.other(state.board.booted) is None:
+        return Verdict.NOT_OURS
     if current is not None:
         both_from_the_platform = current.notice.origin == event.notice.origin == Origin.PLATFORM
         return Verdict.SUPERSEDE if both_from_the_platform else Verdict.BUSY
-    if state.board is None or state.board.booted is None or state.board.other(state.board.booted) is None:
-        return Verdict.NOT_OURS
     return Verdict.BEGIN
 
 
@@ -324,8 +337,9 @@ def _rejected(state: State, event: Rejected) -> State:
         return state  # a step would hit the job of the deployment under way; it is offered again afterwards
     refusal = state.refusal(event.key)
     if refusal is None:
-        desc = short(str(event.failure))
-        refusal = Refusal(event.key, event.module, event.version, -1, desc, event.failure, event.at)
+        failure = _kept(event.failure)
+        desc = short(str(failure))
+        refusal = Refusal(event.key, event.module, event.version, -1, desc, failure, event.at)
         state = _with_refusal(state, refusal)
     return _answer_refused(state, refusal, event.offer, None)
 
@@ -385,18 +399,20 @@ def _finished(state: State, event: Finished) -> State:
         case Phase.DOWNLOADING if deployment.place == PlaceKind.STAGING:
             return replace(state, deployment=replace(deployment, phase=Phase.INSTALLING))
         case Phase.DOWNLOADING | Phase.INSTALLING:
-            # Counted before the switch: a switch whose result is lost still counts.
+            # Counted before the switch, and what the trial must know: a switch whose result is lost still counts.
             return replace(
                 state,
                 deployment=replace(
                     deployment,
                     phase=Phase.ACTIVATING,
                     activations=deployment.activations + 1,
+                    online_before=event.online,
                     reason=None,
                 ),
             )
         case Phase.ACTIVATING:
-            return replace(state, deployment=replace(deployment, phase=Phase.REBOOTING, online_before=event.online))
+            online = deployment.online_before or event.online
+            return replace(state, deployment=replace(deployment, phase=Phase.REBOOTING, online_before=online))
         case Phase.REBOOTING:
             return state  # a reboot ends with the process, not with a result
         case Phase.CONFIRMING:
@@ -411,17 +427,16 @@ def _failed(state: State, event: Failed) -> State:
     deployment = state.deployment
     if deployment is None or event.work != work_for(state) or isinstance(event.work, MarkGood):
         return state
-    failure = event.failure
+    failure = _kept(event.failure)
     match deployment.phase:
         case Phase.DOWNLOADING | Phase.INSTALLING:
             return _failed_before_the_switch(state, deployment, failure, event.at)
         case Phase.ACTIVATING | Phase.REBOOTING:
             return _rolling_back(state, deployment, failure, event.at)
         case Phase.CONFIRMING:
-            old = state.board.view(deployment.old) if state.board else None
-            if old is None or not old.good:
-                return _nowhere_to_go(state, deployment, failure, event.at)
-            return _rolling_back(state, deployment, failure, event.at)
+            if _can_return(state, deployment):
+                return _rolling_back(state, deployment, failure, event.at)
+            return _nowhere_to_go(state, deployment, failure, event.at)
         case Phase.ROLLING_BACK:
             # The store takes nothing. The attempts bring the old slot back; if it runs already, say so and end.
             return _rolled_back(state, deployment, event.at)
@@ -459,18 +474,32 @@ def _from_zero(deployment: Deployment) -> Deployment:
 
 
 def _rolling_back(state: State, deployment: Deployment, reason: Failure, at: int) -> State:
+    rolling = replace(deployment, phase=Phase.ROLLING_BACK, run=deployment.run + 1, reason=reason)
+    return replace(_condemned(state, deployment, reason, at), deployment=rolling)
+
+
+def _condemned(state: State, deployment: Deployment, reason: Failure, at: int) -> State:
     """Refused from this moment on, across reboots: a power cut must not make it acceptable."""
     if deployment.notice.identity.digest is not None:
         state = _refuse(state, deployment, reason, at)
-    tainted = (*(slot for slot in state.tainted if slot != deployment.target), deployment.target)
-    rolling = replace(deployment, phase=Phase.ROLLING_BACK, run=deployment.run + 1, reason=reason)
-    return replace(state, tainted=tainted, deployment=rolling)
+    return _tainted(state, deployment.target)
+
+
+def _tainted(state: State, slot: Slot) -> State:
+    return replace(state, tainted=(*(other for other in state.tainted if other != slot), slot))
+
+
+def _can_return(state: State, deployment: Deployment) -> bool:
+    """The old slot is known to boot: our memory or the boot loader's says that it has. Else it may be an empty one."""
+    old = state.board.view(deployment.old) if state.board else None
+    remembered = deployment.notice.origin != Origin.RECOVERED
+    return old is not None and old.good and (remembered or old.confirmed is True)
 
 
 def _nowhere_to_go(state: State, deployment: Deployment, failure: Failure, at: int) -> State:
-    """Unhealthy, and the other slot is bad: stay, unconfirmed, and say so. The boot attempts have the last word."""
-    tainted = (*(slot for slot in state.tainted if slot != deployment.target), deployment.target)
-    return _end(replace(state, tainted=tainted), deployment, Outcome.FAILED, failure, at, step_for(failure))
+    """Unhealthy, and no slot to return to: stay, unconfirmed, and say so. The boot attempts have the last word."""
+    state = _condemned(state, deployment, failure, at)
+    return _end(state, deployment, Outcome.FAILED, failure, at, step_for(failure))
 
 
 def _rolled_back(state: State, deployment: Deployment, at: int) -> State:
@@ -537,8 +566,9 @@ def _objection_to_roll_back(state: State) -> str | None:
             return "nothing to roll back: the new system has not been activated; `otad cancel` ends the deployment"
         if deployment.phase == Phase.ROLLING_BACK:
             return f"nothing to do: rolling back to slot {deployment.old} already"
-        return None
-    other = board.other(board.booted)
+        if deployment.phase != Phase.CONFIRMING or _can_return(state, deployment):
+            return None
+    other = deployment.old if deployment is not None else board.other(board.booted)
     view = board.view(other) if other is not None else None
     if view is None or not view.good or view.confirmed is False:
         return "no slot to roll back to: the other slot is not good"
@@ -585,7 +615,7 @@ def _requested(state: State, request: Request) -> State:
                 failure,
                 request.at,
             )
-            return replace(state, tainted=(*state.tainted, booted))
+            return _tainted(state, booted)
         case _:
             assert_never(request)
 
@@ -597,6 +627,10 @@ def short(text: str) -> str:
     """`text` on one line and within what the platform takes."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= DESC_CHARACTERS else line[: DESC_CHARACTERS - 1] + "…"
+
+
+def _kept(failure: Failure) -> Failure:
+    return replace(failure, detail=failure.detail[:DETAIL_CHARACTERS])
 
 
 def step_for(failure: Failure) -> int:
@@ -622,8 +656,10 @@ def _owe_inform(state: State, module: ModuleName) -> State:
     last = next((r for r in reversed(state.outbox) if r.module == module), None)
     if isinstance(last, Inform):
         return state
+    # One owed from before would tell today's version ahead of the step that must come first; the last one tells it all.
+    kept = tuple(r for r in state.outbox if not (isinstance(r, Inform) and r.module == module))
     serial = state.serial + 1
-    return replace(state, serial=serial, outbox=(*state.outbox, Inform(serial, module)))
+    return replace(state, serial=serial, outbox=(*kept, Inform(serial, module)))
 
 
 def _refuse(state: State, deployment: Deployment, failure: Failure, at: int) -> State:
@@ -671,6 +707,16 @@ def _end(
         tries=deployment.tries,
     )
     state = replace(state, deployment=None, last=ended, unfiled=(*state.unfiled, ended)[-UNFILED_MAX:])
+    if outcome != Outcome.SUCCEEDED:
+        state = _written_off(state, deployment.target)
     if number is not None and origin == Origin.PLATFORM:
         state = _owe_step(state, identity.module, number, short(str(failure)), identity)
     return state
+
+
+def _written_off(state: State, slot: Slot) -> State:
+    """The board was read at the start and may still call this slot good: nobody returns to it by hand."""
+    if state.board is None:
+        return state
+    views = (SlotView(v.name, False, 0, False) if v.name == slot else v for v in state.board.slots)
+    return replace(state, board=replace(state.board, slots=tuple(views)))

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where events become state and state becomes running work.
+
+    event -> state = step(state, event) -> saved -> work_for(state) is made so
+
+Nothing acts on a state that is not durable. Work is started, kept, or canceled and waited for; it reports by events on
+the same queue. A state directory that cannot be written ends the daemon: without memory nothing may be begun.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from otad import narration
+from otad.core.events import Event, Failed, Filed, Finished
+from otad.core.model import Deployment, State
+from otad.core.step import step
+from otad.core.work import Work, work_for
+from otad.errors import UpdateError
+from otad.store import Store
+from otad.telemetry import Telemetry
+from otad.threads import in_thread
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an event did."""
+
+    before: State
+    after: State
+
+
+CarryOut = Callable[[Work, Deployment | None], Awaitable[bool]]
+"""Do this work; True if the platform was reached within the last hour. UpdateError is an expected failure."""
+
+
+class Coordinator:
+    """Owns the state. Everybody else reads it, and changes it by submitting events."""
+
+    def __init__(
+        self,
+        store: Store,
+        state: State,
+        carry_out: CarryOut,
+        let_go: Callable[[Deployment | None], None],
+        telemetry: Telemetry,
+    ) -> None:
+        """`let_go` closes what works of an earlier run have open, and tidies; it gets the deployment that remains."""
+        self.state = state
+        self._store = store
+        self._carry_out = carry_out
+        self._let_go = let_go
+        self._telemetry = telemetry
+        self._queue: asyncio.Queue[tuple[Event, asyncio.Future[Change] | None]] = asyncio.Queue()
+        self._work: Work | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._run: tuple[str, int] | None = ("", 0)  # no run's: the first one tidies what is left
+
+    @property
+    def waiting(self) -> int:
+        """Events not handled yet."""
+        return self._queue.qsize()
+
+    def post(self, event: Event) -> None:
+        """Queue an event."""
+        self._queue.put_nowait((event, None))
+
+    async def submit(self, event: Event) -> Change:
+        """Queue an event and wait for what it did."""
+        done: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((event, done))
+        return await done
+
+    async def run(self, first: Event) -> None:
+        """Handle `first`, then whatever comes, for ever."""
+        async with asyncio.TaskGroup() as group:
+            await self.handle(first, group)
+            while True:
+                event, done = await self._queue.get()
+                change = await self.handle(event, group)
+                if done is not None and not done.done():
+                    done.set_result(change)
+
+    async def handle(self, event: Event, group: asyncio.TaskGroup) -> Change:
+        """One event: step, save, make the work so."""
+        before = self.state
+        await self._become(step(before, event))
+        narration.tell(before, self.state, event)
+        for ended in self.state.unfiled:
+            await in_thread(self._store.file, ended)
+            await self._become(step(self.state, Filed(ended.id)))
+        await self._make_it_so(group)
+        return Change(before, self.state)
+
+    async def _become(self, state: State) -> None:
+        if state == self.state:
+            return
+        await in_thread(self._store.save, state)
+        self.state = state
+        self._telemetry.touch()
+
+    async def _make_it_so(self, group: asyncio.TaskGroup) -> None:
+        wanted = work_for(self.state)
+        if wanted == self._work:
+            return
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._task, self._work = None, wanted
+        deployment = self.state.deployment
+        run = (deployment.id, deployment.run) if deployment is not None else None
+        if run != self._run:
+            # What an earlier run had open or had checked is not this one's.
+            self._telemetry.publish(None)
+            await in_thread(self._let_go, deployment)
+            self._run = run
+        if wanted is not None:
+            name = f"work: {type(wanted).__name__}"
+            self._task = group.create_task(self._perform(wanted, deployment), name=name)
+
+    async def _perform(self, work: Work, deployment: Deployment | None) -> None:
+        try:
+            online = await self._carry_out(work, deployment)
+        except UpdateError as error:
+            self.post(Failed(work, error.failure, now()))
+        else:
+            self.post(Finished(work, now(), online))
+
+
+def now() -> int:
+    """The gateway's clock, in whole seconds."""
+    return int(time.time())

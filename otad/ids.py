@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal's MESSAGE_ID of each kind of event. Once given, a number never means anything else."""
+
+STARTED = "6e50cacd8d6c4a058d378042c983ac91"
+NOTICED = "b8b79838d2a44f9b9fee146932df2f88"
+REFUSED = "88f5e4e8d20b4a758856f3d87f335621"
+PHASE = "84dcd512cbb44e909519e1e9b7104888"
+TRY_FAILED = "0ea91d0180ed409f8c0bbc47f623d2ef"
+MARKED_GOOD = "16a9e69d6fd8438f9e8be741c35c2cd6"
+REBOOT = "a68fa95d01bc4dff8679f69e799e5251"
+ENDED = "0999eec5b50c40978ccc04c5232af7f9"
+REPORT_DROPPED = "2dc846e02c4e4b02b29895726a277401"
+SESSION = "63a78961a1e042fb9731fa751f60b474"

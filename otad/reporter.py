@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells the platform what it is owed, in an order in which it cannot be misunderstood.
+
+On every connect: ask `firmware/get`, then the outbox in its order, then the version of each module. While it stands:
+the outbox as it grows, progress thinned, and a question whenever a deployment ends and every few hours.
+
+Two rules need care, because a step carries no name of the job it is for:
+
+- A step kept from an earlier session goes out only after the platform has said what it offers now, and is dropped if
+  that is another package of the same module. A platform that never answers the question gets the step after all.
+- A module is not informed while its deployment is confirming or rolling back, and on trial nothing is asked.
+
+Progress is derived from the highest checkpoint, not from bytes in flight, so that it never goes back, not even over a
+power cut: 1 to 90 fetch and check, 91 to 98 install, 99 reboot. 100 is an outbox report and belongs to success alone.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from otad import ids
+from otad.cloud.cloud import Answer, Cloud, Offered, OfflineError
+from otad.coordinator import Coordinator
+from otad.core.events import Delivered
+from otad.core.model import Deployment, DeploymentId, Ended, Inform, ModuleName, Origin, Phase, Report, State, Step
+from otad.core.step import short
+from otad.core.work import is_on_trial
+from otad.evidence import Evidence
+from otad.telemetry import Progress, Telemetry
+
+ASK_S = 2.0
+ASK_PATIENTLY_S = 10.0
+ASK_TRIES = 3
+"""Unanswered questions after which a step of an earlier session is sent all the same."""
+PROGRESS_PERCENT = 5
+PROGRESS_S = 5.0
+SILENCE_S = 600.0
+"""A wait of this long repeats the step and says what is waited for."""
+
+log = logging.getLogger(__name__)
+
+
+def progress_step(deployment: Deployment, progress: Progress | None) -> int | None:
+    """The step this deployment has reached, 1 to 99; None where the platform is not to hear any."""
+    if deployment.notice.origin != Origin.PLATFORM or deployment.phase == Phase.ROLLING_BACK:
+        return None
+    if deployment.activations > 0:
+        return 99
+    if deployment.phase == Phase.INSTALLING:
+        if deployment.idle_starts:
+            return 98  # begun anew after a restart: what had been told before is not known, so nothing lower
+        if progress is None or progress.deployment != deployment.id or not progress.total:
+            return 91
+        return 91 + 7 * min(progress.bytes, progress.total) // progress.total
+    return 1 + 89 * deployment.peak // max(1, deployment.notice.identity.size)
+
+
+def silent_modules(state: State) -> frozenset[ModuleName]:
+    """Modules whose version is not to be told now: their deployment is confirming or rolling back."""
+    deployment = state.deployment
+    if deployment is None or deployment.phase not in (Phase.CONFIRMING, Phase.ROLLING_BACK):
+        return frozenset()
+    return frozenset({deployment.notice.identity.module})
+
+
+class Reporter:
+    """One task; everything it sends is sent in order."""
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        coordinator: Coordinator,
+        modules: Mapping[ModuleName, Callable[[], Awaitable[Evidence]]],
+        telemetry: Telemetry,
+        ask_interval_s: float,
+    ) -> None:
+        """`modules` reads each module's running version, in the order in which they are informed."""
+        self._cloud = cloud
+        self._coordinator = coordinator
+        self._modules = modules
+        self._telemetry = telemetry
+        self._ask_interval_s = ask_interval_s
+        self._clock = asyncio.get_running_loop().time
+        self.asks_at: float | None = None  # loop time of the next question without a reason, for status
+        self._told: tuple[DeploymentId, int] | None = None  # the last step of progress
+        self._told_at = 0.0
+        self._told_more = asyncio.Event()
+        self._unreadable: dict[ModuleName, str] = {}
+
+    async def run(self) -> None:
+        """Serve one connection after the other, for ever."""
+        connection = 0
+        while True:
+            connection = await self._cloud.connected(after=connection)
+            state = self._coordinator.state
+            kept = frozenset(report.serial for report in state.outbox if isinstance(report, Step))
+            try:
+                await self._serve(_Connection(connection, kept, ended=state.last))
+            except OfflineError as error:
+                log.debug("connection %s: %s", connection, error)
+
+    async def farewell(self) -> None:
+        """Return when step 99 of the deployment under way is acknowledged. Give it a time limit."""
+        deployment = self._coordinator.state.deployment
+        if deployment is None or progress_step(deployment, None) != 99:
+            return
+        while self._told != (deployment.id, 99):
+            self._told_more.clear()
+            await self._told_more.wait()
+
+    async def _serve(self, connection: "_Connection") -> None:
+        """Tell whatever is to be told next, until there is nothing; then wait for a change."""
+        while True:
+            # Registered before looking, so that no change is missed.
+            changed = asyncio.ensure_future(self._telemetry.changed())
+            try:
+                if not await self._tell_next(connection):
+                    await asyncio.wait([changed], timeout=self._patience_s())
+            finally:
+                changed.cancel()
+
+    async def _tell_next(self, connection: "_Connection") -> bool:
+        """Tell one thing; False if there is nothing to tell."""
+        state = self._coordinator.state
+        may_ask = not is_on_trial(state)
+        if may_ask and not connection.asked:
+            await self._ask(connection, patient=any(r.serial in connection.kept for r in state.outbox))
+        elif state.outbox and (connection.asked or state.outbox[0].serial not in connection.kept):
+            await self._deliver(connection, state.outbox[0])
+        elif pending := [m for m in self._modules if m not in connection.informed | silent_modules(state)]:
+            connection.informed.add(pending[0])
+            await self._inform(pending[0])
+        elif may_ask and (state.last != connection.ended or self._clock() >= (self.asks_at or 0.0)):
+            connection.ended = state.last
+            await self._ask(connection, patient=False)
+        else:
+            return await self._tell_progress(state)
+        return True
+
+    async def _ask(self, connection: "_Connection", *, patient: bool) -> None:
+        """Ask what is offered for each module. The answers also go where unasked offers go.
+
+        Patient, because a step of an earlier session depends on it: then several times, and for longer.
+        """
+        for module in self._modules:
+            connection.offered.pop(module, None)
+            for _ in range(ASK_TRIES if patient else 1):
+                answer = await self._cloud.ask(module, ASK_PATIENTLY_S if patient else ASK_S)
+                if answer is not None:
+                    connection.offered[module] = answer
+                    break
+            else:
+                log.debug("module %s: the platform does not say what it offers", module)
+        connection.asked = True
+        jitter = random.uniform(0.9, 1.1)  # noqa: S311 - so that a fleet does not ask all at once
+        self.asks_at = self._clock() + self._ask_interval_s * jitter
+        self._telemetry.touch()
+
+    async def _deliver(self, connection: "_Connection", report: Report) -> None:
+        match report:
+            case Inform():
+                connection.informed.add(report.module)
+                await self._inform(report.module)
+            case Step():
+                offer = connection.offered.get(report.module) if report.serial in connection.kept else None
+                if isinstance(offer, Offered) and report.identity not in (None, offer.notice.identity):
+                    log.warning(
+                        "step %s of an earlier session dropped: the platform offers %s %s now",
+                        report.step,
+                        report.module,
+                        offer.notice.identity.version,
+                        extra={"OTAD_MODULE": report.module, "MESSAGE_ID": ids.REPORT_DROPPED},
+                    )
+                else:
+                    await self._cloud.step(report.module, report.step, report.desc)
+        await self._coordinator.submit(Delivered(report.serial))
+
+    async def _inform(self, module: ModuleName) -> None:
+        """Tell the version that evidence shows. One that cannot be read is not told; that is said when it begins."""
+        evidence = await self._modules[module]()
+        if evidence.version is not None:
+            await self._cloud.inform(module, evidence.version)
+        elif self._unreadable.get(module) != evidence.problem:
+            log.error("module %s: version not known, not informed: %s", module, evidence.problem)
+        self._unreadable[module] = evidence.problem
+
+    # -- progress
+
+    async def _tell_progress(self, state: State) -> bool:
+        deployment = state.deployment
+        if deployment is None:
+            return False
+        reached = progress_step(deployment, self._telemetry.progress)
+        if reached is None:
+            return False
+        told, now = self._told_of(deployment), self._clock()
+        if told is None and deployment.phase == Phase.CONFIRMING:
+            # 99 was told before the reboot.
+            self._told, self._told_at = (deployment.id, reached), now
+            return False
+        desc = ""
+        if told is not None and not self._is_due(reached, told, now):
+            if now - self._told_at < SILENCE_S:
+                return False
+            reached, desc = told, self._waits_for()
+        await self._cloud.step(deployment.notice.identity.module, reached, desc)
+        self._told, self._told_at = (deployment.id, reached), now
+        self._told_more.set()
+        return True
+
+    def _told_of(self, deployment: Deployment) -> int | None:
+        return self._told[1] if self._told is not None and self._told[0] == deployment.id else None
+
+    def _is_due(self, reached: int, told: int, now: float) -> bool:
+        if reached <= told:
+            return False
+        return reached == 99 or reached - told >= PROGRESS_PERCENT or now - self._told_at >= PROGRESS_S
+
+    def _waits_for(self) -> str:
+        progress = self._telemetry.progress
+        if progress is None or not progress.waits_for:
+            return "still at it"
+        return short(f"waits for {progress.waits_for}")
+
+    def _patience_s(self) -> float:
+        """How long nothing can become due without a change."""
+        now = self._clock()
+        until = [(self.asks_at if self.asks_at is not None else now + PROGRESS_S) - now, SILENCE_S]
+        deployment = self._coordinator.state.deployment
+        if deployment is not None:
+            until.append(self._told_at + PROGRESS_S - now)
+            until.append(self._told_at + SILENCE_S - now)
+        return max(0.1, min(pause for pause in until if pause > 0))
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What has been said and heard since this connection stands."""
+
+    number: int
+    kept: frozenset[int]  # serials of the steps that are older than this connection
+    ended: Ended | None  # the last deployment that had ended when the platform was asked
+    asked: bool = False
+    offered: dict[ModuleName, Answer] = field(default_factory=dict[ModuleName, Answer])
+    informed: set[ModuleName] = field(default_factory=set[ModuleName])

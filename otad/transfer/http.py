@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A package over HTTP: the device side's only importer of aiohttp, and only while there is something to fetch.
+
+Each request asks for everything from one byte on. What an answer is worth is decided by `_judge`; what becomes of one
+that is worth nothing is decided in `pieces`:
+
+- The network, the server's load, a range that begins elsewhere: back off and go on, for ever.
+- 4xx: ask for a fresh URL. One that differs is tried at once, the same one after a pause. What is 404, 410 and the like
+  at a second URL fails. 400 and 403 do not: the signature may have expired again.
+- Another size, or another ETag on the same URL: the bytes so far are of another object. StartOver, at most twice.
+- Encoded content, or a redirect that breaks a rule: again after a pause, at most twice.
+
+Alibaba's object storage answers a range it does not like with 200 and the whole object unless it is asked for
+`x-oss-range-behavior: standard`; a content delivery network in front of it may do so even then. An answer that does not
+say how long the whole is does not say another length: the digest decides.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import re
+import socket
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+from otad import __version__
+from otad.config import DownloadSettings
+from otad.errors import Code, UpdateError
+from otad.threads import in_thread
+from otad.transfer.source import Begin, Piece, StartOver, Waiting, backoff_s
+from otad.transfer.url import UrlPolicy, etag_url, public_url
+from otad.units import format_duration
+
+if TYPE_CHECKING:
+    import aiohttp
+    import yarl
+
+log = logging.getLogger(__name__)
+
+REDIRECTS_MAX = 3
+MISMATCHES_MAX = 2
+"""Answers per try that are of another object, or break a rule, before the server is taken at its word."""
+FLOWING_BYTES = 4096
+"""An answer that brought this much ends a series of failures; one byte per connection does not."""
+DRIP_BYTES_PER_S = 64
+DRIP_STALLS = 2
+"""While it is waited for, the server must bring DRIP_BYTES_PER_S on the average of so many stall time-outs."""
+ETAG_CHARACTERS_MAX = 256
+READ_BYTES = 256 * 1024
+RECEIVE_BYTES = 4 << 20
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_WAIT = frozenset({407, 408, 425, 429})  # 4xx that time cures
+_FRESH_MAY_EXPIRE_TOO = frozenset({400, 403})
+_CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.ASCII | re.IGNORECASE)
+_ETAG = re.compile(r"[!-~]+", re.ASCII)
+
+
+class _LaterError(Exception):
+    """Nothing to be had now. `after_s`: how long the server wants to be left alone."""
+
+    def __init__(self, reason: str, after_s: float = 0) -> None:
+        super().__init__(reason)
+        self.after_s = after_s
+
+
+class _ElsewhereError(Exception):
+    """The server does not give the object under this URL; `final` if a second such URL ends the matter."""
+
+    def __init__(self, reason: str, *, final: bool) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+class _MismatchError(Exception):
+    """The answer is of another object, or breaks a rule; `code` is what it means if it stays so."""
+
+    def __init__(self, code: Code, reason: str, *, other_object: bool = False) -> None:
+        super().__init__(reason)
+        self.code, self.other_object = code, other_object
+
+
+class HttpSource:
+    """One package on web servers, for one try.
+
+    `url` gives the newest URL that the platform told; `fresh_url` asks it for another one, None while there is none to
+    be had. A `local` source is what a person at the gateway ordered: any address, also plain http, and no platform to
+    ask for another.
+    """
+
+    def __init__(
+        self,
+        limits: DownloadSettings,
+        url: Callable[[], str],
+        fresh_url: Callable[[], Awaitable[str | None]] | None = None,
+        *,
+        local: bool = False,
+    ) -> None:
+        self._limits = limits
+        self._newest_url, self._fresh_url = url, fresh_url
+        self._told = self._url = url()
+        self._policy = UrlPolicy(limits.allow_http or local, limits.allow_private_hosts or local)
+        self._tls: ssl.SSLContext | None = None
+        self._free_at = 0.0  # time.monotonic() from when the rate limit lets the next bytes in
+        self._attempt = 0  # consecutive ones that brought nothing to speak of
+        self._mismatches = 0
+        self._elsewhere: str | None = None  # the URL that was refused first since bytes flowed
+        self._waits: Callable[[Waiting], None] = lambda _: None
+
+    async def pieces(self, begin: Begin, waits: Callable[[Waiting], None]) -> AsyncGenerator[Piece, None]:
+        """See `Source.pieces`. Fails only for what waiting cannot cure."""
+        self._waits = waits
+        offset, etag, etag_at = begin.offset, begin.etag, begin.etag_url
+        while offset < begin.size:
+            self._believe_the_newest()
+            self._policy.check(self._url)
+            waits(Waiting(f"{_host(self._url)} to answer"))
+            begun_at = offset
+            try:
+                async with self._answer(offset) as (response, here):
+                    etag, etag_at = _same_object(response, here, etag, etag_at)
+                    position = _judge(response, here, offset, begin.size)
+                    first = True
+                    async for content in self._body(response):
+                        fresh = content[max(0, offset - position) : begin.size - position]
+                        position += len(content)
+                        offset += len(fresh)
+                        if offset - begun_at >= FLOWING_BYTES:
+                            self._flows(begun_at)
+                        yield Piece(fresh, len(content), first and bool(fresh), etag, etag_at)
+                        first = first and not fresh
+                        if offset == begin.size:
+                            return
+                if offset - begun_at < FLOWING_BYTES:  # else a range given in parts: no reason to wait
+                    raise _LaterError(f"{_host(here)} ended its answer early")
+            except _LaterError as trouble:
+                await self._pause(str(trouble), trouble.after_s)
+            except _ElsewhereError as trouble:
+                await self._look_elsewhere(trouble)
+            except _MismatchError as trouble:
+                self._mismatches += 1
+                if self._mismatches > MISMATCHES_MAX:
+                    raise UpdateError(trouble.code, str(trouble)) from trouble
+                await self._pause(str(trouble))
+                if trouble.other_object:
+                    raise StartOver(str(trouble)) from trouble
+
+    # ------------------------------------------------------------------------------------------ one request
+
+    @contextlib.asynccontextmanager
+    async def _answer(self, offset: int) -> AsyncIterator["tuple[aiohttp.ClientResponse, str]"]:
+        """The answer to a request for everything from `offset` on, and the URL that gave it after redirects."""
+        import aiohttp  # noqa: PLC0415  # 12 MB that the idle daemon does without
+
+        limits, url = self._limits, self._url
+        connector = aiohttp.TCPConnector(
+            socket_factory=self._socket,
+            force_close=True,
+            use_dns_cache=False,
+        )
+        # sock_read is the stall time-out; aiohttp stops its clock while we do not read.
+        timeout = aiohttp.ClientTimeout(connect=limits.connect_timeout_s, sock_read=limits.stall_timeout_s)
+        headers = {
+            "Range": f"bytes={offset}-",
+            "x-oss-range-behavior": "standard",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",  # anything else makes a range mean nothing
+            "User-Agent": f"otad/{__version__}",
+        }
+        try:
+            async with aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+                timeout=timeout,
+                read_bufsize=self._read_bytes(),
+            ) as session:
+                for _ in range(REDIRECTS_MAX + 1):
+                    encrypted = urlsplit(url).scheme == "https"
+                    # Headers that drip in would never stall.
+                    async with asyncio.timeout(limits.connect_timeout_s + limits.stall_timeout_s):
+                        response = await session.get(
+                            _as_it_stands(url),
+                            headers=headers,
+                            allow_redirects=False,
+                            proxy=limits.proxy or None,
+                            ssl=await self._context() if encrypted else True,
+                        )
+                    async with response:
+                        if response.status not in _REDIRECTS:
+                            yield response, url
+                            return
+                        url = self._redirected(url, response.headers.get("Location", ""))
+                raise _MismatchError(Code.URL, f"{public_url(self._url)}: more than {REDIRECTS_MAX} redirects")
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            raise _LaterError(f"{_host(url)}: {self._words(error)}") from error
+
+    def _redirected(self, url: str, location: str) -> str:
+        target = urljoin(url, location)
+        try:
+            self._policy.check(target)
+        except UpdateError as error:
+            raise _MismatchError(Code.URL, f"{_host(url)} redirects to {error}") from error
+        if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+            raise _MismatchError(Code.URL, f"{_host(url)} redirects to {public_url(target)}: not encrypted any more")
+        return target
+
+    def _socket(self, address: "aiohttp.AddrInfoType") -> socket.socket:
+        """A socket for this address: the one place that knows what a name has become, however often it changes."""
+        family, kind, protocol, _, target = address
+        objection = None if self._limits.proxy else self._policy.objection(str(target[0]))
+        if objection:
+            raise OSError(errno.EACCES, objection)
+        opened = socket.socket(family, kind, protocol)
+        # Deep enough to go on while a buffer is written, shallow enough for a rate limit to reach the server.
+        rate = self._limits.rate_limit
+        deep = min(RECEIVE_BYTES, max(rate, 16384)) if rate else RECEIVE_BYTES
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, deep)
+        return opened
+
+    async def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            file = self._limits.ca_file
+            try:
+                self._tls = await in_thread(ssl.create_default_context, cafile=str(file) if file else None)
+            except OSError as error:
+                raise _LaterError(f"{file or 'the system roots'}: {error.strerror or error}") from error
+            self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        return self._tls
+
+    # ------------------------------------------------------------------------------------------ its body
+
+    async def _body(self, response: "aiohttp.ClientResponse") -> AsyncIterator[bytes]:
+        """The body as it comes in, no faster than the rate limit; _LaterError if it only drips."""
+        window_s = DRIP_STALLS * self._limits.stall_timeout_s
+        waited, came = 0.0, 0
+        asked_at = time.monotonic()
+        async for content, _ in response.content.iter_chunks():
+            now = time.monotonic()
+            waited, came = waited + now - asked_at, came + len(content)
+            if waited > window_s:
+                if came < waited * DRIP_BYTES_PER_S:
+                    raise _LaterError(f"{_host(str(response.url))}: only {came} bytes in {format_duration(waited)}")
+                waited, came = 0.0, 0
+            if content:  # aiohttp marks the end of a chunk, in chunked encoding, by an empty one
+                await self._keep_to_the_rate(len(content), now)
+                yield content
+            asked_at = time.monotonic()
+
+    async def _keep_to_the_rate(self, count: int, now: float) -> None:
+        if self._limits.rate_limit:
+            self._free_at = max(now, self._free_at) + count / self._limits.rate_limit
+            await asyncio.sleep(self._free_at - now)
+
+    def _read_bytes(self) -> int:
+        rate = self._limits.rate_limit
+        return min(READ_BYTES, max(rate // 4, 4096)) if rate else READ_BYTES
+
+    def _flows(self, offset: int) -> None:
+        if self._attempt:
+            log.info("%s: goes on after byte %d", public_url(self._url), offset)
+        self._attempt, self._elsewhere = 0, None
+
+    # ------------------------------------------------------------------------------------------ and if there is none
+
+    def _believe_the_newest(self) -> None:
+        """A URL told in the meantime is newer than one that was asked for."""
+        told = self._newest_url()
+        if told != self._told:
+            self._told = self._url = told
+
+    async def _look_elsewhere(self, trouble: _ElsewhereError) -> None:
+        second = self._elsewhere not in (None, self._url)
+        if self._fresh_url is None or (trouble.final and second):
+            raise UpdateError(Code.HTTP_STATUS, str(trouble)) from trouble
+        self._elsewhere = self._elsewhere or self._url
+        self._waits(Waiting(f"a fresh URL: {trouble}"))
+        self._believe_the_newest()
+        refused, fresh = self._url, await self._fresh_url()
+        if fresh:
+            self._url = fresh
+        self._told = self._newest_url()  # asking may have changed it
+        if self._url == refused or second:
+            await self._pause(str(trouble))
+
+    async def _pause(self, reason: str, at_least_s: float = 0) -> None:
+        delay_s = max(backoff_s(self._attempt, self._limits.backoff_max_s), min(at_least_s, self._limits.backoff_max_s))
+        if self._attempt == 0:
+            log.warning("%s; again in %s", reason, format_duration(delay_s))
+        self._attempt += 1
+        self._waits(Waiting(reason, time.time() + delay_s))
+        await asyncio.sleep(delay_s)
+
+    def _words(self, error: Exception) -> str:
+        """What happened, never with aiohttp's own text where that may hold the URL."""
+        import aiohttp  # noqa: PLC0415
+
+        match error:
+            case aiohttp.ClientConnectorCertificateError(certificate_error=ssl.SSLCertVerificationError() as cause):
+                clock = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+                return f"its certificate is not accepted: {cause.verify_message} (the clock says {clock})"
+            case aiohttp.ClientConnectorSSLError():
+                return f"no encrypted connection: {_strerror(error.os_error)}"
+            case aiohttp.ClientConnectorDNSError():
+                return f"the name cannot be resolved: {_strerror(error.os_error)}"
+            case aiohttp.ClientProxyConnectionError():
+                return f"the proxy cannot be reached: {_strerror(error.os_error)}"
+            case aiohttp.ClientHttpProxyError():
+                return f"the proxy answers {error.status}"
+            case aiohttp.ClientConnectorError():
+                return f"no connection: {_strerror(error.os_error)}"
+            case aiohttp.ConnectionTimeoutError():
+                return f"no connection within {format_duration(self._limits.connect_timeout_s)}"
+            case aiohttp.SocketTimeoutError():
+                return f"no byte for {format_duration(self._limits.stall_timeout_s)}"
+            case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
+                return "the connection ended early"
+            case aiohttp.ClientResponseError():
+                return "the answer is not HTTP"
+            case TimeoutError():
+                return "no answer in time"
+            case OSError():
+                return _strerror(error)
+            case _:
+                return type(error).__name__
+
+
+def _same_object(response: "aiohttp.ClientResponse", url: str, etag: str, etag_at: str) -> tuple[str, str]:
+    """The ETag to remember and what it belongs to; _MismatchError if it says that the object is another one."""
+    here, at = response.headers.get("ETag", "").removeprefix("W/"), etag_url(url)
+    if response.status not in (200, 206) or len(here) > ETAG_CHARACTERS_MAX or not _ETAG.fullmatch(here):
+        return etag, etag_at
+    if etag and at == etag_at and here != etag:
+        raise _MismatchError(Code.CONTENT, f"{public_url(url)}: the object has changed", other_object=True)
+    return here, at
+
+
+def _judge(response: "aiohttp.ClientResponse", url: str, offset: int, size: int) -> int:
+    """The package's byte that the body begins with, at most `offset`. Raises if the body is worth nothing."""
+    status, headers = response.status, response.headers
+    said = f"{public_url(url)}: {status} {_clean(response.reason or '')}".rstrip()
+    if status in (200, 206) and headers.get("Content-Encoding", "identity").strip().lower() not in ("identity", ""):
+        raise _MismatchError(Code.CONTENT, f"{public_url(url)}: sent encoded, which was not asked for")
+    match status:
+        case 200:
+            length = headers.get("Content-Length")
+            _same_total(url, length, size)
+            return 0
+        case 206:
+            found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
+            if found is None:
+                raise _LaterError(f"{said}: does not say which range")
+            _same_total(url, found[3], size)
+            if int(found[1]) != offset:
+                raise _LaterError(f"{said}: begins at byte {found[1]} instead of {offset}")
+            return offset
+        case 416:
+            _same_total(url, headers.get("Content-Range", "").rpartition("/")[2], size)
+            raise _ElsewhereError(f"{said}: from byte {offset} of {size}", final=False)
+        case _ if 400 <= status < 500 and status not in _WAIT:
+            raise _ElsewhereError(said, final=status not in _FRESH_MAY_EXPIRE_TOO)
+        case _:
+            raise _LaterError(said, _retry_after_s(headers.get("Retry-After", "")))
+
+
+def _same_total(url: str, told: str | None, size: int) -> None:
+    if told and told.isascii() and told.isdigit() and int(told[:19]) != size:
+        reason = f"{public_url(url)}: has {told[:19]} bytes, the notice says {size}"
+        raise _MismatchError(Code.CONTENT, reason, other_object=True)
+
+
+def _retry_after_s(value: str) -> float:
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return 0
+
+
+def _as_it_stands(url: str) -> "yarl.URL":
+    import yarl  # noqa: PLC0415  # comes with aiohttp
+
+    return yarl.URL(url, encoded=True)  # a signed URL does not survive normalisation
+
+
+def _host(url: str) -> str:
+    return _clean(urlsplit(url).netloc.rpartition("@")[2]) or "the server"
+
+
+def _strerror(error: OSError) -> str:
+    return _clean(error.strerror or str(error))
+
+
+def _clean(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:120])

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries out each kind of work. What the works mean is in `core.work`; here is only how they are done.
+
+Works that wait say for what, by telemetry. Works that must not fail (mark good, reboot) try again with back-off until
+they succeed or the machine goes down; whatever else goes wrong is an UpdateError, and `core.step` decides.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import assert_never
+
+from otad import health, ids, programs
+from otad.boot.control import BootControl
+from otad.cloud.cloud import Cloud
+from otad.config import Config
+from otad.core.model import Deployment, Identity, Origin, Slot
+from otad.core.work import Activate, Confirm, Download, Install, MarkGood, Reboot, RollBack, Work
+from otad.errors import Code, UpdateError
+from otad.evidence import Evidence
+from otad.installers.slots import SlotInstaller
+from otad.telemetry import Progress, Telemetry
+from otad.threads import in_thread
+from otad.units import format_duration
+
+ONLINE_RECENTLY_S = 3600
+REBOOT_PATIENCE_S = 600
+"""The boot id should have changed within this time after the reboot command."""
+REBOOTS_BEFORE_FORCE = 3
+RESTORE_TRIES = 3
+FAREWELL_S = 3
+"""How long a reboot waits for step 99 to be acknowledged."""
+
+log = logging.getLogger(__name__)
+
+
+class RebootByExit(Exception):  # noqa: N818 - not an error: the way out when nobody but us decides on the reboot
+    """`reboot.command = []`: the daemon ends with status 0, and whoever runs it reboots."""
+
+
+class Worker:
+    """One `carry_out` for all works."""
+
+    def __init__(
+        self,
+        config: Config,
+        boot: BootControl,
+        installer: SlotInstaller,
+        cloud: Cloud,
+        telemetry: Telemetry,
+        evidence: Callable[[], Awaitable[Evidence]],
+        transfer: Callable[[Deployment], Awaitable[bool]],
+        farewell: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`evidence` reads the running version; `transfer` brings a package to its place and checks it there, True if
+        that is the slot; `farewell` returns when the platform has been told what it should know before a reboot."""
+        self._config = config
+        self._boot = boot
+        self._installer = installer
+        self._cloud = cloud
+        self._telemetry = telemetry
+        self._evidence = evidence
+        self._transfer = transfer
+        self._farewell = farewell
+
+    async def carry_out(self, work: Work, deployment: Deployment | None) -> bool:
+        """Do it. True if the platform was reached within the last hour."""
+        if isinstance(work, MarkGood):
+            await self._mark_good(work.slot)
+            return self._online_recently()
+        assert deployment is not None
+        match work:
+            case Download():
+                if await self._transfer(deployment):
+                    self._installer.prove(deployment)
+            case Install():
+                await self._installer.install(deployment, self._telemetry.publish)
+            case Activate():
+                await self._installer.activate(deployment)
+            case Reboot():
+                await self._reboot(deployment, deployment.target)
+            case Confirm():
+                await self._confirm(deployment)
+            case RollBack():
+                await self._roll_back(deployment)
+            case _:
+                assert_never(work)
+        return self._online_recently()
+
+    def _online_recently(self) -> bool:
+        at = self._cloud.online_at
+        return at is not None and time.monotonic() - at <= ONLINE_RECENTLY_S
+
+    # -- idle work
+
+    async def _mark_good(self, slot: Slot) -> None:
+        """A few power cuts without it use up the boot attempts: it is tried for ever."""
+        attempt = 0
+        while True:
+            try:
+                await in_thread(self._boot.mark_good, slot)
+            except UpdateError as error:
+                attempt += 1
+                pause = min(2.0**attempt, 300.0)
+                log.warning("slot %s: not marked good: %s; again in %s", slot, error, format_duration(pause))
+                self._waits(None, f"the boot loader's store ({error})", pause)
+                await asyncio.sleep(pause)
+            else:
+                self._telemetry.publish(None)
+                log.info("slot %s marked good", slot, extra={"OTAD_SLOT": slot, "MESSAGE_ID": ids.MARKED_GOOD})
+                return
+
+    # -- after the reboot
+
+    async def _confirm(self, deployment: Deployment) -> None:
+        identity = deployment.notice.identity
+        if not deployment.by_hand:
+            if deployment.notice.origin != Origin.RECOVERED:
+                await self._compare_version(identity)
+            await self._pass_health(deployment)
+            if self._config.health.require_session and deployment.online_before:
+                await self._reach_platform(deployment)
+        await in_thread(self._boot.mark_good, deployment.target)
+
+    async def _compare_version(self, identity: Identity) -> None:
+        evidence = await self._evidence()
+        if evidence.version != identity.version:
+            says = evidence.version or f"nothing ({evidence.problem})"
+            raise UpdateError(Code.VERSION, f"version: the image says {says}, the notice says {identity.version}")
+
+    async def _pass_health(self, deployment: Deployment) -> None:
+        environment = {
+            "OTAD_SLOT": deployment.target,
+            "OTAD_VERSION": deployment.notice.identity.version,
+            "OTAD_DEPLOYMENT": deployment.id,
+        }
+
+        def says(what: str, left_s: float) -> None:
+            self._waits(deployment, what, left_s)
+
+        await health.check(self._config.health, environment, says)
+
+    async def _reach_platform(self, deployment: Deployment) -> None:
+        limit = self._config.health.session_timeout_s
+        self._waits(deployment, "a session with the platform", limit)
+        try:
+            async with asyncio.timeout(limit):
+                await self._cloud.connected(after=0)
+        except TimeoutError as error:
+            detail = self._cloud.view.detail or self._cloud.view.state
+            raise UpdateError(
+                Code.SESSION, f"session: the platform was not reached within {format_duration(limit)}: {detail}"
+            ) from error
+
+    async def _roll_back(self, deployment: Deployment) -> None:
+        """Back to the old slot. On trial a store that takes nothing is no reason to stay: the attempts decide."""
+        on_trial = (await in_thread(self._boot.view)).booted == deployment.target
+        for left in reversed(range(RESTORE_TRIES)):
+            try:
+                await self._installer.restore(deployment)
+                break
+            except UpdateError as error:
+                log.error("rolling back to slot %s: %s", deployment.old, error)
+                if not left and not on_trial:
+                    raise
+                await asyncio.sleep(1)
+        if on_trial:
+            # A boot loader that insists on the bad slot must not make the gateway reboot as fast as it can.
+            pause = min(2.0**deployment.idle_starts, 3600.0) if deployment.idle_starts > RESTORE_TRIES else 0
+            if pause:
+                self._waits(deployment, f"the next reboot into slot {deployment.old}", pause)
+                await asyncio.sleep(pause)
+            await self._reboot(deployment, deployment.old)
+
+    # -- reboot
+
+    async def _reboot(self, deployment: Deployment, into: Slot) -> None:
+        """Reboot, and see to it that it happens. Ends only with the process."""
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                await self._farewell()
+        except TimeoutError:
+            pass
+        command = list(self._config.reboot.command)
+        if not command:
+            raise RebootByExit
+        command += self._boot.reboot_arguments(into)
+        patience: float = REBOOT_PATIENCE_S
+        count = 0
+        while True:
+            count += 1
+            if count > REBOOTS_BEFORE_FORCE:
+                command = list(self._config.reboot.force_command)
+            log.info(
+                "rebooting into slot %s: %s",
+                into,
+                " ".join(command),
+                extra={"OTAD_SLOT": into, "MESSAGE_ID": ids.REBOOT},
+            )
+            await _order(command)
+            self._waits(deployment, f"the reboot into slot {into}", patience)
+            await asyncio.sleep(patience)
+            log.error("the reboot did not happen within %s", format_duration(patience))
+            patience = min(patience * 2, 3600)
+
+    def _waits(self, deployment: Deployment | None, what: str, seconds: float) -> None:
+        progress = self._telemetry.progress or Progress(deployment.id if deployment else None)
+        self._telemetry.publish(replace(progress, waits_for=what, waits_until=time.time() + seconds, rate=0.0))
+
+
+async def _order(command: Sequence[str]) -> None:
+    try:
+        result = await programs.run(command)
+    except OSError as error:
+        log.error("%s: %s", command[0], error.strerror)
+    else:
+        if result.status != 0:
+            log.error("%s: exit status %s: %s", command[0], result.status, result.last_line)
