@@ -254,11 +254,17 @@ class Daemon:
                 return Started(boot_id, board, self._slots_module, found.version, now())
 
     async def _watch(self) -> None:
-        """Keep what status shows of the board fresh: look again when something has changed, at most once a second."""
+        """Keep what status shows of the board fresh: at once when the state has changed, else at most once a second."""
+        state = self._coordinator.state
         while True:
-            await self._telemetry.changed()
             await self._look_again()
-            await asyncio.sleep(1)
+            try:
+                async with asyncio.timeout(1):
+                    while self._coordinator.state == state:
+                        await self._telemetry.changed()
+            except TimeoutError:
+                await self._telemetry.changed()
+            state = self._coordinator.state
 
     async def _look_again(self) -> None:
         try:

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the platform is told, and in which order, by a reporter on a real coordinator."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from otad.cloud.cloud import Answer, Nothing, Offered, OfflineError, SessionState, SessionView
+from otad.coordinator import Coordinator
+from otad.core.events import Filed
+from otad.core.model import (
+    DEFAULT_MODULE,
+    Board,
+    BootId,
+    Deployment,
+    DeploymentId,
+    Digest,
+    DigestMethod,
+    Identity,
+    Inform,
+    ModuleName,
+    Notice,
+    Origin,
+    Phase,
+    PlaceKind,
+    Slot,
+    SlotView,
+    State,
+    Step,
+)
+from otad.core.work import Work
+from otad.durable import RealDisk
+from otad.evidence import Evidence
+from otad.reporter import Reporter, progress_step
+from otad.store import Store
+from otad.telemetry import Progress, Telemetry
+
+A, B = Slot("a"), Slot("b")
+BOOT = BootId("boot-1")
+IDENTITY = Identity(DEFAULT_MODULE, "2-0-0", 1000, Digest(DigestMethod.SHA256, "ab" * 32))
+OTHER = replace(IDENTITY, version="3-0-0")
+
+
+class FakeCloud:
+    """A platform that answers as it is told to, and goes away when it is told to."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.answers: list[Answer | None] = []
+        self.connection = 0
+        self.online_at: float | None = None
+        self.fails_at: str | None = None
+        self._up = asyncio.Event()
+        self._more = asyncio.Event()
+
+    @property
+    def view(self) -> SessionView:
+        return SessionView(SessionState.ONLINE, 0, "")
+
+    def come(self) -> None:
+        self.connection += 1
+        self._up.set()
+        self._up = asyncio.Event()
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def connected(self, after: int) -> int:
+        while self.connection <= after:
+            await self._up.wait()
+        return self.connection
+
+    async def lost(self, connection: int) -> None:
+        await asyncio.Event().wait()
+
+    async def ask(self, module: ModuleName, timeout_s: float = 10) -> Answer | None:
+        self._say("ask")
+        return self.answers.pop(0) if self.answers else Nothing(module)
+
+    async def inform(self, module: ModuleName, version: str) -> None:
+        self._say(f"version {version}")
+
+    async def step(self, module: ModuleName, step: int, desc: str) -> None:
+        self._say(f"step {step}{': ' + desc if desc else ''}")
+
+    def _say(self, what: str) -> None:
+        if what == self.fails_at:
+            self.fails_at = None
+            raise OfflineError(what)
+        self.said.append(what)
+        self._more.set()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                self._more.clear()
+                await self._more.wait()
+
+
+def _state(**more: object) -> State:
+    board = Board(A, A, (SlotView(A, True, 3, True), SlotView(B, False, 0, False)))
+    return replace(State(known=True, boot_id=BOOT, settled=BOOT, board=board, serial=100), **more)  # type: ignore[arg-type]
+
+
+def _deployment(**more: object) -> Deployment:
+    made = Deployment(DeploymentId("d"), Notice(IDENTITY, "https://x/y"), Phase.DOWNLOADING, A, B, 0, 3)
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def reporting(tmp_path: Path, state: State, cloud: FakeCloud) -> AsyncIterator[tuple[Coordinator, Telemetry]]:
+    async def never(work: Work, deployment: Deployment | None) -> bool:
+        await asyncio.Event().wait()
+        return False
+
+    async def version() -> Evidence:
+        return Evidence("1-0-0")
+
+    telemetry = Telemetry()
+    store = Store(RealDisk(), tmp_path)
+    store.load()
+    coordinator = Coordinator(store, state, never, lambda deployment: None, telemetry)
+    reporter = Reporter(cloud, coordinator, {DEFAULT_MODULE: version}, telemetry, 3600)
+    tasks = [
+        asyncio.create_task(coordinator.run(Filed(DeploymentId("none")))),
+        asyncio.create_task(reporter.run()),
+    ]
+    try:
+        yield coordinator, telemetry
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_on_connect_it_asks_then_sends_what_is_owed_then_informs(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    owed = (Step(1, DEFAULT_MODULE, -1, "no", IDENTITY),)
+    async with reporting(tmp_path, _state(outbox=owed), cloud) as (coordinator, _):
+        cloud.come()
+        await cloud.until(lambda: len(cloud.said) == 3)
+
+        assert cloud.said == ["ask", "step -1: no", "version 1-0-0"]
+        assert coordinator.state.outbox == ()
+
+
+async def test_an_owed_inform_is_not_repeated_on_connect(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    owed = (Step(1, DEFAULT_MODULE, -1, "no", IDENTITY), Inform(2, DEFAULT_MODULE))
+    async with reporting(tmp_path, _state(outbox=owed), cloud) as (coordinator, telemetry):
+        cloud.come()
+        await cloud.until(lambda: len(cloud.said) == 3)
+        await _settled(coordinator, telemetry)
+
+        assert cloud.said == ["ask", "step -1: no", "version 1-0-0"]
+
+
+async def test_a_kept_step_is_dropped_when_another_package_is_offered(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    cloud.answers = [Offered(Notice(OTHER, "https://x/y"), "get:1")]
+    owed = (Step(1, DEFAULT_MODULE, -1, "no", IDENTITY), Inform(2, DEFAULT_MODULE))
+    async with reporting(tmp_path, _state(outbox=owed), cloud) as (coordinator, telemetry):
+        cloud.come()
+        await cloud.until(lambda: "version 1-0-0" in cloud.said)
+        await _settled(coordinator, telemetry)
+
+        assert cloud.said == ["ask", "version 1-0-0"]
+        assert coordinator.state.outbox == ()
+
+
+async def test_a_kept_step_is_sent_when_the_same_package_is_offered(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    cloud.answers = [Offered(Notice(IDENTITY, "https://x/y"), "get:1")]
+    async with reporting(tmp_path, _state(outbox=(Step(1, DEFAULT_MODULE, 100, "", IDENTITY),)), cloud):
+        cloud.come()
+        await cloud.until(lambda: "step 100" in cloud.said)
+
+        assert cloud.said == ["ask", "step 100"]
+
+
+async def test_a_kept_step_is_sent_to_a_platform_that_never_answers(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    cloud.answers = [None, None, None]
+    async with reporting(tmp_path, _state(outbox=(Step(1, DEFAULT_MODULE, -2, "gone", IDENTITY),)), cloud):
+        cloud.come()
+        await cloud.until(lambda: len(cloud.said) >= 4)
+
+        assert cloud.said[:4] == ["ask", "ask", "ask", "step -2: gone"]
+
+
+async def test_a_report_that_was_not_acknowledged_is_sent_again_on_the_next_connection(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    cloud.fails_at = "step -1: no"
+    async with reporting(tmp_path, _state(outbox=(Step(1, DEFAULT_MODULE, -1, "no", IDENTITY),)), cloud):
+        cloud.come()
+        await cloud.until(lambda: cloud.fails_at is None or cloud.said)
+        cloud.come()
+        await cloud.until(lambda: "version 1-0-0" in cloud.said)
+
+        assert cloud.said == ["ask", "ask", "step -1: no", "version 1-0-0"]
+
+
+@pytest.mark.parametrize("phase", [Phase.CONFIRMING, Phase.ROLLING_BACK])
+async def test_on_trial_nothing_is_asked_and_the_module_is_not_informed(tmp_path: Path, phase: Phase) -> None:
+    cloud = FakeCloud()
+    board = Board(B, B, (SlotView(A, True, 3, True), SlotView(B, True, 2, False)))
+    state = _state(board=board, deployment=_deployment(phase=phase, activations=1, on_trial=True))
+    async with reporting(tmp_path, state, cloud) as (coordinator, telemetry):
+        cloud.come()
+        await _settled(coordinator, telemetry)
+
+        assert cloud.said == []
+
+
+async def test_progress_is_thinned_and_follows_the_checkpoint(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    async with reporting(tmp_path, _state(deployment=_deployment()), cloud) as (coordinator, telemetry):
+        cloud.come()
+        await cloud.until(lambda: "step 1" in cloud.said)
+        for peak in (10, 20, 30, 500, 510):
+            coordinator.state = replace(coordinator.state, deployment=_deployment(peak=peak, checkpoint=peak))
+            telemetry.touch()
+            await _settled(coordinator, telemetry)
+
+        assert [line for line in cloud.said if line.startswith("step")] == ["step 1", "step 45"]
+
+
+@pytest.mark.parametrize(
+    ("deployment", "progress", "step"),
+    [
+        pytest.param(_deployment(), None, 1, id="begun"),
+        pytest.param(_deployment(peak=1000), None, 90, id="fetched"),
+        pytest.param(_deployment(checkpoint=0, peak=500), None, 45, id="never goes back when it begins anew"),
+        pytest.param(_deployment(phase=Phase.INSTALLING, place=PlaceKind.STAGING), None, 91, id="installing"),
+        pytest.param(
+            _deployment(phase=Phase.INSTALLING),
+            Progress(DeploymentId("d"), bytes=50, total=100),
+            94,
+            id="half installed",
+        ),
+        pytest.param(_deployment(phase=Phase.INSTALLING, idle_starts=1), None, 98, id="installing after a restart"),
+        pytest.param(_deployment(phase=Phase.REBOOTING, activations=1), None, 99, id="rebooting"),
+        pytest.param(
+            _deployment(phase=Phase.DOWNLOADING, activations=1), None, 99, id="checked again after the switch"
+        ),
+        pytest.param(_deployment(phase=Phase.ROLLING_BACK), None, None, id="rolling back"),
+        pytest.param(
+            _deployment(notice=Notice(IDENTITY, "file:///x", Origin.LOCAL)), None, None, id="not the platform's"
+        ),
+    ],
+)
+def test_progress_step(deployment: Deployment, progress: Progress | None, step: int | None) -> None:
+    assert progress_step(deployment, progress) == step
+
+
+async def _settled(coordinator: Coordinator, telemetry: Telemetry) -> None:
+    """Whatever was to be done is done: each event handled, each task asleep."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+        await coordinator.submit(Filed(DeploymentId("none")))
+    telemetry.touch()
+    for _ in range(50):
+        await asyncio.sleep(0)
