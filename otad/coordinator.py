@@ -51,6 +51,7 @@ class Coordinator:
     ) -> None:
         """`let_go` closes what works of an earlier run have open, and tidies; it gets the deployment that remains."""
         self.state = state
+        self.begun = asyncio.Event()  # the machine has been believed: until then the state is only a memory
         self._store = store
         self._carry_out = carry_out
         self._let_go = let_go
@@ -79,6 +80,7 @@ class Coordinator:
         """Handle `first`, then whatever comes, for ever."""
         async with asyncio.TaskGroup() as group:
             await self.handle(first, group)
+            self.begun.set()
             while True:
                 event, done = await self._queue.get()
                 change = await self.handle(event, group)

@@ -14,7 +14,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +23,7 @@ from otad import evidence, log, status
 from otad.boot.backend import boot_control
 from otad.boot.control import BootControl
 from otad.boot.simulated import slot_version
-from otad.cloud.cloud import Answer, Cloud, Nothing, Offered, OfflineError, Unusable
+from otad.cloud.cloud import Answer, Cloud, Nothing, Offered, OfflineError, SessionState, Unusable
 from otad.cloud.credentials import ConnectFields, connect_fields
 from otad.cloud.link import default_context
 from otad.cloud.off import Off
@@ -250,13 +250,18 @@ class Daemon:
                 self._telemetry.publish(None)
                 self._seen = _Seen(board, {}, {})
                 await self._look_again()
+                await self._read_versions()
                 found = await self._slots_evidence()
                 return Started(boot_id, board, self._slots_module, found.version, now())
 
     async def _watch(self) -> None:
         """Keep what status shows of the board fresh: at once when the state has changed, else at most once a second."""
         state = self._coordinator.state
+        phase = None
         while True:
+            deployment = state.deployment
+            if phase != (phase := (state.boot_id, deployment.phase if deployment else None)):
+                await self._read_versions()
             await self._look_again()
             try:
                 async with asyncio.timeout(1):
@@ -275,8 +280,11 @@ class Daemon:
             slots = {slot: await in_thread(slot_version, self._disk, path) for slot, path in self._devices.items()}
         else:
             slots = dict.fromkeys(self._devices)
-        versions = {module: await read() for module, read in self._modules.items()}
-        self._seen = _Seen(board or self._seen.board, versions, slots)
+        self._seen = replace(self._seen, board=board or self._seen.board, slot_versions=slots)
+
+    async def _read_versions(self) -> None:
+        """Evidence may be a program of the owner's: it is read when something may have changed, not all the time."""
+        self._seen = replace(self._seen, versions={module: await read() for module, read in self._modules.items()})
 
     # -- offers
 
@@ -287,6 +295,7 @@ class Daemon:
             _log.warning("more offers than can be looked at: one dropped")
 
     async def _intake(self) -> None:
+        await self._coordinator.begun.wait()
         while True:
             answer = await self._offers.get()
             match answer:
@@ -378,7 +387,8 @@ class Daemon:
         self._installer.tidy(deployment)
 
     async def _farewell(self) -> None:
-        await self._reporter.farewell()
+        if self._cloud.view.state == SessionState.ONLINE:
+            await self._reporter.farewell()
 
     # -- what the control socket asks
 

@@ -90,7 +90,8 @@ class Reporter:
         self._unreadable: dict[ModuleName, str] = {}
 
     async def run(self) -> None:
-        """Serve one connection after the other, for ever."""
+        """Serve one connection after the other, for ever; none before it is known what runs, and whether on trial."""
+        await self._coordinator.begun.wait()
         connection = 0
         while True:
             connection = await self._cloud.connected(after=connection)
@@ -127,7 +128,7 @@ class Reporter:
         may_ask = not is_on_trial(state)
         if may_ask and not connection.asked:
             await self._ask(connection, patient=any(r.serial in connection.kept for r in state.outbox))
-        elif state.outbox and (connection.asked or state.outbox[0].serial not in connection.kept):
+        elif state.outbox and self._may_deliver(connection, state, state.outbox[0]):
             await self._deliver(connection, state.outbox[0])
         elif pending := [m for m in self._modules if m not in connection.informed | silent_modules(state)]:
             connection.informed.add(pending[0])
@@ -138,6 +139,13 @@ class Reporter:
         else:
             return await self._tell_progress(state)
         return True
+
+    def _may_deliver(self, connection: "_Connection", state: State, report: Report) -> bool:
+        match report:
+            case Step():
+                return connection.asked or report.serial not in connection.kept
+            case Inform():
+                return report.module not in silent_modules(state)
 
     async def _ask(self, connection: "_Connection", *, patient: bool) -> None:
         """Ask what is offered for each module. The answers also go where unasked offers go.

@@ -112,7 +112,9 @@ def _deployment(**more: object) -> Deployment:
 
 
 @asynccontextmanager
-async def reporting(tmp_path: Path, state: State, cloud: FakeCloud) -> AsyncIterator[tuple[Coordinator, Telemetry]]:
+async def reporting(
+    tmp_path: Path, state: State, cloud: FakeCloud, *, begun: bool = True
+) -> AsyncIterator[tuple[Coordinator, Telemetry]]:
     async def never(work: Work, deployment: Deployment | None) -> bool:
         await asyncio.Event().wait()
         return False
@@ -125,10 +127,9 @@ async def reporting(tmp_path: Path, state: State, cloud: FakeCloud) -> AsyncIter
     store.load()
     coordinator = Coordinator(store, state, never, lambda deployment: None, telemetry)
     reporter = Reporter(cloud, coordinator, {DEFAULT_MODULE: version}, telemetry, 3600)
-    tasks = [
-        asyncio.create_task(coordinator.run(Filed(DeploymentId("none")))),
-        asyncio.create_task(reporter.run()),
-    ]
+    tasks = [asyncio.create_task(reporter.run())]
+    if begun:
+        tasks.append(asyncio.create_task(coordinator.run(Filed(DeploymentId("none")))))
     try:
         yield coordinator, telemetry
     finally:
@@ -212,6 +213,32 @@ async def test_on_trial_nothing_is_asked_and_the_module_is_not_informed(tmp_path
     async with reporting(tmp_path, state, cloud) as (coordinator, telemetry):
         cloud.come()
         await _settled(coordinator, telemetry)
+
+        assert cloud.said == []
+
+
+async def test_an_inform_owed_from_before_a_trial_waits_for_its_end(tmp_path: Path) -> None:
+    """It would tell the version that runs now: the one on trial."""
+    cloud = FakeCloud()
+    board = Board(B, B, (SlotView(A, True, 3, True), SlotView(B, True, 2, False)))
+    trial = _deployment(phase=Phase.CONFIRMING, activations=1, on_trial=True)
+    state = _state(board=board, deployment=trial, outbox=(Inform(1, DEFAULT_MODULE),))
+    async with reporting(tmp_path, state, cloud) as (coordinator, telemetry):
+        cloud.come()
+        await _settled(coordinator, telemetry)
+
+        assert cloud.said == []
+
+
+async def test_nothing_is_told_from_memory_before_the_machine_has_been_looked_at(tmp_path: Path) -> None:
+    """Memory says rebooting, evidence says the new version: telling it now would end the job as succeeded."""
+    cloud = FakeCloud()
+    state = _state(deployment=_deployment(phase=Phase.REBOOTING, activations=1))
+    async with reporting(tmp_path, state, cloud, begun=False) as (_, telemetry):
+        cloud.come()
+        telemetry.touch()
+        for _ in range(50):
+            await asyncio.sleep(0)
 
         assert cloud.said == []
 
