@@ -61,7 +61,7 @@ class Checkpointed:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A work is done. `online`: the platform was reached within the last hour; the last works before a switch tell."""
+    """A work is done. `online`: the platform was reached within the last hour; kept at the switch."""
 
     work: Work
     at: int

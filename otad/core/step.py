@@ -167,6 +167,7 @@ def _started_after_the_switch(
         if target is not None and target.confirmed and phase == Phase.CONFIRMING:
             return _succeeded(state, deployment, event.at)
         return replace(state, deployment=replace(deployment, phase=Phase.CONFIRMING, on_trial=True, reason=None))
+    deployment = replace(deployment, old=booted)  # of three slots the third may have come up
     if phase == Phase.CONFIRMING:
         return _rolling_back(state, deployment, _fell_back(deployment), event.at)
     is_bad = target is not None and not target.good
