@@ -8,7 +8,6 @@ late, nothing to do) · 5 not permitted. What is wrong goes to stderr in two lin
 """
 
 import argparse
-import hashlib
 import importlib
 import io
 import json
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(argv)
         status = int(arguments.run(arguments))
-        sys.stdout.flush()
+        _flush()
         return status
     except CommandError as error:
         _say_error(error.what, error.hint)
@@ -70,11 +69,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say_error(str(error), _hint(error))
         return _exit_for(error)
     except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter must not try to flush it once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_output()  # whoever read it has gone
         return Exit.FAILED
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _abandon_output()
+        raise CommandError(Exit.FAILED, f"output: {error.strerror}", "it could not be written") from error
+
+
+def _abandon_output() -> None:
+    """The interpreter must not try once more to flush it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_error(what: str, hint: str) -> None:
@@ -163,6 +176,8 @@ def _install(arguments: argparse.Namespace) -> int:
 
 def _proof(file: Path, sha256: str | None) -> tuple[str, int]:
     """The file's digest, computed unless it is given, and its size."""
+    import hashlib
+
     try:
         with file.open("rb") as package:
             size = os.fstat(package.fileno()).st_size
@@ -231,8 +246,9 @@ def _config_check(arguments: argparse.Namespace) -> int:
         if problem.hint:
             print(render.printable(f"  {problem.hint}"), file=sys.stderr)
     wrong = sum(not problem.warning for problem in loaded.problems)
+    if wrong > 1:
+        print(f"{loaded.config.file}: {wrong} problems", file=sys.stderr)
     if wrong:
-        print(f"{loaded.config.file}: {wrong} {'problem' if wrong == 1 else 'problems'}", file=sys.stderr)
         return Exit.USAGE
     print(f"{loaded.config.file}: good")
     return Exit.DONE
@@ -277,7 +293,8 @@ class _Terminal:
         self._draw(f"{self._text}\n{_GONE}")
 
     def _draw(self, text: str) -> None:
-        lines = text.splitlines()[1 - os.get_terminal_size(sys.stdout.fileno()).lines :]
+        height = os.get_terminal_size(sys.stdout.fileno()).lines or 24
+        lines = text.splitlines()[1 - height :]
         up = f"\x1b[{self._height}A" if self._height else ""
         print(f"{up}\x1b[J" + "\n".join(lines), flush=True)
         self._height = len(lines)

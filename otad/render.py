@@ -183,7 +183,7 @@ def _slot_lines(status: Document, style: Style) -> list[str]:
 
 def _mark(booted: bool, slot: Document, style: Style) -> tuple[str, Callable[[str], str]]:
     if slot["good"] is False:
-        return "×", style.red
+        return ("●" if booted else "×"), style.red
     colour = style.yellow if slot.get("confirmed") is False or slot["good"] is None else style.green
     return ("●" if booted else "○"), colour
 
@@ -197,6 +197,9 @@ def _slot_words(name: str, slot: Document, status: Document) -> str:
     words.append({True: "good", False: "bad", None: "not known"}[slot["good"]])
     if slot["good"] and slot.get("confirmed") is False:
         words.append("not confirmed")
+    deployment = status["deployment"]
+    if deployment is not None and deployment.get("target") == name and deployment["phase"] in _MOVING:
+        words.append("being written")
     return ", ".join(words)
 
 

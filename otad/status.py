@@ -26,7 +26,7 @@ _LAST_SECOND = 253402128000  # shortly before the year 10000: clocks may be wron
 
 @dataclass(frozen=True, slots=True)
 class SlotFacts:
-    """What is known of a slot without the boot loader. `version` by evidence; None where there is none."""
+    """What is known of a slot without the boot loader. `version`: where it can be read without booting the slot."""
 
     bootname: str
     device: str
@@ -48,7 +48,7 @@ class Situation:
     session: SessionView
     board: Board | None  # the boot loader's store as it is now; None where it cannot be read
     slots: Mapping[Slot, SlotFacts]  # in the order of the configuration
-    versions: Mapping[ModuleName, str | None]  # by evidence
+    versions: Mapping[ModuleName, str | None]  # by evidence; the module that the slots are comes first
     progress: Progress | None = None
     asks_at: float | None = None  # when the platform is asked next without a notice
     problems: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ def document(situation: Situation) -> dict[str, JSON]:
         "device": {"product_key": situation.product_key, "device_name": situation.device_name},
         "session": {"state": str(session.state), "since": utc(session.since), "detail": session.detail},
         "booted": situation.booted,
-        "slots": {name: _slot(name, facts, situation.board) for name, facts in situation.slots.items()},
+        "slots": {name: _slot(situation, name, facts) for name, facts in situation.slots.items()},
         "modules": {module: {"version": version} for module, version in situation.versions.items()},
         "deployment": _deployment(state.deployment, _progress(situation)) if state.deployment else None,
         "refused": [_refusal(refusal) for refusal in state.refusals],
@@ -80,7 +80,10 @@ def document(situation: Situation) -> dict[str, JSON]:
     }
 
 
-def _slot(name: Slot, facts: SlotFacts, board: Board | None) -> dict[str, JSON]:
+def _slot(situation: Situation, name: Slot, facts: SlotFacts) -> dict[str, JSON]:
+    board, version = situation.board, facts.version
+    if version is None and name == situation.booted:
+        version = next(iter(situation.versions.values()), None)
     view = board.view(name) if board is not None else None
     return {
         "bootname": facts.bootname,
@@ -89,7 +92,7 @@ def _slot(name: Slot, facts: SlotFacts, board: Board | None) -> dict[str, JSON]:
         "primary": board is not None and board.primary == name,
         "attempts_left": view.attempts_left if view else None,
         "confirmed": view.confirmed if view else None,
-        "version": facts.version,
+        "version": version,
     }
 
 
@@ -172,9 +175,9 @@ def _deployment_words(situation: Situation, deployment: Deployment) -> str:
     match deployment.phase:
         case Phase.DOWNLOADING:
             after = f"install it to {target}" if deployment.place is PlaceKind.STAGING else f"activate {target}"
-            return _then(waiting, _transfer_words("download", progress, after))
+            return _then(waiting, _transfer_words("download", "", progress, after))
         case Phase.INSTALLING:
-            return _then(waiting, _transfer_words(f"write to {target}", progress, "activate it"))
+            return _then(waiting, _transfer_words("write", f" to {target}", progress, "activate it"))
         case Phase.ACTIVATING:
             return _then(waiting, f"make {target} primary, then reboot")
         case Phase.REBOOTING:
@@ -194,13 +197,13 @@ def _deployment_words(situation: Situation, deployment: Deployment) -> str:
             assert_never(deployment.phase)
 
 
-def _transfer_words(what: str, progress: Progress, after: str) -> str:
+def _transfer_words(verb: str, where: str, progress: Progress, after: str) -> str:
     if not progress.total:
-        return f"{what}, {format_size(progress.bytes)} so far, then {after}"
+        return f"{verb} on{where}, {format_size(progress.bytes)} so far, then {after}"
     more = progress.total - progress.bytes
     if more > 0:
         about = f", about {format_duration(round(more / progress.rate))}" if progress.rate >= 1 else ""
-        return f"{what} {format_size(more)} more{about}"
+        return f"{verb} {format_size(more)} more{where}{about}"
     unchecked = progress.total - progress.checked
     return f"check {format_size(unchecked)} more on the medium, then {after}" if unchecked > 0 else after
 

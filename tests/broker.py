@@ -104,7 +104,7 @@ class Mosquitto:
         if self._process is None or self._reading is None:
             return
         if self._process.returncode is None:
-            self._process.terminate()
+            self._process.kill()  # SIGTERM is lost on a mosquitto that has only just said that it is running
         await self._process.wait()
         await self._reading
         self._process = self._reading = None

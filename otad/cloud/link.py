@@ -23,6 +23,7 @@ from typing import Any
 
 from otad.errors import ConfigurationError
 
+CLOSED = "closed by the platform"
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 # X509_V_ERR_..., openssl-verification-options(1)
@@ -60,8 +61,10 @@ def words(error: BaseException) -> str:
             return f"certificate: {error.verify_message}"
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
             return "TLS: the answer is not TLS; mqtt.port and mqtt.tls do not fit together"
-        case ssl.SSLError() if error.reason:
-            return f"TLS: {error.reason.lower().replace('_', ' ')}"
+        case ssl.SSLError(reason=str(reason)):
+            return f"TLS: {reason.lower().replace('_', ' ')}"
+        case ConnectionResetError() | BrokenPipeError():
+            return CLOSED
         case TimeoutError():
             return "timed out"
         case OSError() if error.strerror:
@@ -78,7 +81,8 @@ class Link:
 
     def __init__(self, tls: ssl.SSLContext | None, packet_max: int) -> None:
         """`tls` None: plain TCP. `packet_max`: bytes after a packet's header; a longer packet ends the connection."""
-        self.ended = asyncio.Event()
+        self.ended = asyncio.Event()  # nothing more comes
+        self.closed = asyncio.Event()  # and nothing is left
         self.fault = ""
         self.heard_at = time.monotonic()
         self.packet_max = packet_max
@@ -102,31 +106,33 @@ class Link:
             return self._socket
 
     def cut(self, reason: str) -> None:
-        """End the connection, or keep it from coming up. Returns at once; `ended` follows."""
+        """End the connection, or keep it from coming up. Returns at once."""
         self.blame(reason)
         with self._lock:
             self._is_cut = True
             if self._socket is not None:
                 self._socket.shut()
+                self.ended.set()
 
     async def close(self) -> None:
-        """Cut, and wait until the socket is closed."""
+        """Cut, and give the library the moment it needs to see that and close the socket."""
         self.cut("")
         if self._socket is not None:
             try:
-                async with asyncio.timeout(1):
-                    await self.ended.wait()
+                async with asyncio.timeout(0.2):
+                    await self.closed.wait()
             except TimeoutError:
-                self._socket.close()
+                pass
 
     def blame(self, reason: str) -> None:
         """Say why the connection ends; the first reason counts, the others follow from it."""
         self.fault = self.fault or reason
 
-    def tell_ended(self) -> None:
-        """Set `ended`, from any thread."""
+    def tell_closed(self) -> None:
+        """Set `ended` and `closed`, from any thread."""
         try:
             self._loop.call_soon_threadsafe(self.ended.set)
+            self._loop.call_soon_threadsafe(self.closed.set)
         except RuntimeError:
             pass  # the loop is closed: nobody waits
 
@@ -163,7 +169,7 @@ class _Socket:
         if content:
             self._link.heard_at = time.monotonic()
         else:
-            self._link.blame("closed by the platform")
+            self._link.blame(CLOSED)
         return content
 
     def send(self, content: bytes) -> int:
@@ -185,7 +191,7 @@ class _Socket:
 
     def close(self) -> None:
         self._real.close()
-        self._link.tell_ended()
+        self._link.tell_closed()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)

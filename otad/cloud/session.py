@@ -19,9 +19,10 @@ Rules it keeps:
 Left to others: when to ask and what to report (reporter), what an offer means (core), the connection itself (`link`).
 
 The library is `aiomqtt` 2.5. Worth knowing: it connects in a thread that cannot be canceled (`Link.cut` ends it); it
-does not wake a pending `publish` or `__aenter__` when the connection is lost (`_unless` does); `__aexit__` may raise
-and so swallow a cancellation (`_leave` catches that); it acknowledges QoS 1 messages before we have seen them, which is
-why the platform is asked again on every connect.
+does not wake a pending `publish` or `__aenter__` when the connection is lost, and forgets a loss that comes together
+with the platform's yes (`_unless` watches the link instead); `__aexit__` may raise and so swallow a cancellation
+(`_leave` catches that); it acknowledges QoS 1 messages before we have seen them, which is why the platform is asked
+again on every connect.
 """
 
 import asyncio
@@ -37,10 +38,11 @@ from typing import Any, TypeVar, cast
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
+from otad import ids
 from otad.cloud import wire
 from otad.cloud.cloud import Answer, OfflineError, SessionState, SessionView
 from otad.cloud.credentials import ConnectFields
-from otad.cloud.link import Link, words
+from otad.cloud.link import CLOSED, Link, words
 from otad.core.model import DEFAULT_MODULE, ModuleName
 from otad.errors import ConfigurationError
 from otad.units import format_duration
@@ -55,6 +57,8 @@ log = logging.getLogger(__name__)
 # The library logs each lost connection and each full queue as errors. We say it in our words, and once.
 _library = logging.getLogger(f"{__name__}.library")
 _library.setLevel(logging.CRITICAL)
+
+_NOT_MQTT = "what is sent is not MQTT"
 
 # What it makes of CONNACK's codes 4, 5, 2 and 3.
 _BAD_PASSWORD, _NOT_AUTHORIZED, _BAD_CLIENT_ID, _UNAVAILABLE = 134, 135, 133, 136
@@ -201,6 +205,7 @@ class Session:
                 await self._leave(client)
         finally:
             await link.close()
+            client.hang_up()
 
     async def _enter(self, client: "_Client", link: Link) -> None:
         too_late = f"no session within {format_duration(self._pace.connect_s)}"
@@ -210,7 +215,7 @@ class Session:
         except MqttConnectError as error:
             raise _refused(error) from error
         except _EndedError as error:
-            raise _Lost(link.fault or "no answer that is MQTT") from error
+            raise _Lost(link.fault or _NOT_MQTT) from error
         except aiomqtt.MqttError as error:
             # The library wraps what happened in a text; the exception itself knows more.
             raise _Lost(link.fault or words(error.__context__ or error)) from error
@@ -230,12 +235,9 @@ class Session:
             # SUBSCRIBE leaves before anything that those who wait for the connection now publish.
             self._go_online(connection)
             try:
-                async for message in connection.client.messages:
-                    if len(connection.client.messages) >= QUEUE_MAX - 1:
-                        self._drop("more than can be listened to: some are lost")
-                    self._hear(connection, message)
-            except aiomqtt.MqttError as error:
-                connection.link.blame(words(error.__cause__ or error))
+                await _unless(connection.link.ended, self._hear_all(connection))
+            except (_EndedError, aiomqtt.MqttError):
+                connection.link.blame(_NOT_MQTT)  # unless the link knows of a better reason
             finally:
                 self._go_offline(connection)
                 for other in others:
@@ -275,17 +277,24 @@ class Session:
 
     # What is heard.
 
+    async def _hear_all(self, connection: "_Connection") -> None:
+        """Hear messages until the library says, by an MqttError, that there are no more."""
+        async for message in connection.client.messages:
+            if len(connection.client.messages) >= QUEUE_MAX - 1:
+                self._drop("more than can be listened to: some are lost")
+            self._hear(connection, message)
+
     def _hear(self, connection: "_Connection", message: aiomqtt.Message) -> None:
         topic, payload = message.topic.value, bytes(message.payload)
         try:
-            if message.retain:
+            if topic not in (self._topics.upgrade, self._topics.get_reply):
+                log.debug("message dropped: %r: not for us", topic)
+            elif message.retain:
                 self._drop(f"{topic}: retained, and so of unknown age")
             elif topic == self._topics.upgrade:
                 self._heard(wire.parse_upgrade(payload, allow_md5=self._allow_md5))
-            elif topic == self._topics.get_reply:
-                self._hear_reply(connection, payload)
             else:
-                log.debug("%s: not for us", topic)
+                self._hear_reply(connection, payload)
         except wire.Unattributable as error:
             self._drop(f"{topic}: {error}")
 
@@ -351,12 +360,12 @@ class Session:
 
     def _say_online(self) -> None:
         if self._owes_word:
-            log.info("session with %s:%d is up", *self._endpoint)
+            log.info("session with %s:%d is up", *self._endpoint, extra={"MESSAGE_ID": ids.SESSION})
         self._owes_word = False
 
     def _loss(self, connection: "_Connection") -> str:
         fault = connection.link.fault
-        if fault == "closed by the platform" and time.monotonic() - connection.began < self._pace.stable_s:
+        if fault == CLOSED and time.monotonic() - connection.began < self._pace.stable_s:
             return f"{fault} soon after connecting; does another device use this identity?"
         return fault
 
@@ -374,7 +383,7 @@ class Session:
         if reason == self._fault:
             log.debug("session with %s:%d: %s", *self._endpoint, reason)
         else:
-            log.warning("session with %s:%d: %s", *self._endpoint, reason)
+            log.warning("session with %s:%d: %s", *self._endpoint, reason, extra={"MESSAGE_ID": ids.SESSION})
             self._owes_word = True
         self._fault = reason
         self._become(state, reason)
@@ -457,6 +466,15 @@ class _Client(aiomqtt.Client):
         )
         # 5 s for the TCP connection is too short for a bad cellular link, and the constructor has no name for it.
         self._client.connect_timeout = connect_s
+        # It is replaced, unheard, where the loss comes together with the platform's yes.
+        self._disconnected.add_done_callback(
+            lambda lost: link.cut(_NOT_MQTT) if not lost.cancelled() and lost.exception() else None
+        )
+
+    def hang_up(self) -> None:
+        """Close a socket whose end the library does not see, having stopped to read: after a topic that is none."""
+        self._client.disconnect()
+        self._client.loop_write()
 
 
 def _refused(error: MqttConnectError) -> _Lost:

@@ -213,7 +213,7 @@ class Server:
                 changed = self._clients.create_task(self._service.changed(), name="status changes")
                 try:
                     await asyncio.sleep(0)  # `changed` waits from here on: nothing is missed while we send
-                    status = self._service.status()
+                    status = await self._service.status()
                     if status != sent:
                         await self._send(client, {"parameters": {"status": status}, "continues": True})
                         sent = status
@@ -243,7 +243,7 @@ class Server:
 
     async def _read(self, method: str) -> dict[str, JSON]:
         if method == "GetStatus":
-            return {"status": self._service.status()}
+            return {"status": await self._service.status()}
         return {"deployments": [*await self._service.history()]}
 
     async def _order(self, method: str, parameters: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ class Service(Protocol):
     Each order raises `Objection` where the state does not allow it, and `UpdateError` where the machine does not.
     """
 
-    def status(self) -> dict[str, JSON]:
+    async def status(self) -> dict[str, JSON]:
         """The document of `otad status --json`."""
         ...
 
