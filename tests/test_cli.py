@@ -303,11 +303,11 @@ def test_status_on_a_pipe_is_plain(daemon: Served) -> None:
 def test_status_json_is_the_daemons_document(daemon: Served) -> None:
     daemon.do(daemon.gateway.notice)
 
-    assert json.loads(otad("--socket", daemon.path, "status", "--json").stdout) == daemon.gateway.status()
+    assert json.loads(otad("--socket", daemon.path, "status", "--json").stdout) == daemon.gateway.document()
 
 
 def test_slots_json(daemon: Served) -> None:
-    status = daemon.gateway.status()
+    status = daemon.gateway.document()
 
     assert json.loads(otad("--socket", daemon.path, "slots", "--json").stdout) == {
         "schema": 1,
@@ -321,7 +321,7 @@ def test_history_json(daemon: Served) -> None:
 
     assert json.loads(otad("--socket", daemon.path, "history", "--json").stdout) == {
         "schema": 1,
-        "deployments": [daemon.gateway.status()["last"]],
+        "deployments": [daemon.gateway.document()["last"]],
     }
 
 
@@ -430,7 +430,7 @@ def test_a_line_is_not_said_twice(capsys: pytest.CaptureFixture[str]) -> None:
     gateway.notice()
     for position in (70, 71, 72, 90):
         gateway.download(position * MIB)
-        lines.status(gateway.status())
+        lines.status(gateway.document())
 
     assert [line.split(";")[0] for line in capsys.readouterr().out.splitlines()] == [
         "2-0-0 downloading 13 %",
@@ -467,7 +467,7 @@ def test_a_watch_in_json_prints_documents(daemon: Served) -> None:
         last = json.loads(watch.communicate(timeout=10)[0])
 
     assert first["deployment"]["version"] == NOTICE.identity.version
-    assert last == daemon.gateway.status()
+    assert last == daemon.gateway.document()
 
 
 def test_a_watch_waits_for_a_daemon_that_restarts(directory: Path) -> None:

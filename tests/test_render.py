@@ -22,21 +22,21 @@ TERMINAL = Style(glyphs=True, bars=True, zone=UTC)
 
 
 def idle() -> dict[str, Any]:
-    return dict(Gateway().status())
+    return dict(Gateway().document())
 
 
 def downloading() -> dict[str, Any]:
     gateway = Gateway()
     gateway.notice()
     gateway.download(70 * MIB)
-    return dict(gateway.status())
+    return dict(gateway.document())
 
 
 def failed() -> dict[str, Any]:
     gateway = Gateway()
     gateway.notice()
     gateway.fail()
-    return dict(gateway.status())
+    return dict(gateway.document())
 
 
 def text(block: str) -> str:

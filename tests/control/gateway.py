@@ -128,6 +128,9 @@ class Gateway:
 
     async def status(self) -> dict[str, JSON]:
         self.looks += 1
+        return self.document()
+
+    def document(self) -> dict[str, JSON]:
         progress = self.telemetry.progress
         status = document(situation(self.state, session=self.session, progress=progress))
         return {**status, "padding": self.padding} if self.padding else status
