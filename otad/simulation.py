@@ -81,6 +81,7 @@ class Gateway:
         write_image(self.slots["a"], version, slot_bytes)
         with self.slots["b"].open("wb") as empty:
             empty.truncate(slot_bytes)
+        self.config.touch(mode=0o600)  # the secret stands in it
         self.config.write_text(device + _CONFIGURATION + more)
 
     def add_health_check(self, name: str, script: str) -> None:

@@ -16,6 +16,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -30,6 +31,10 @@ from otad.units import format_size
 
 log = logging.getLogger(__name__)
 
+RANGE_BYTES = 1 << 20
+"""What is read back begins and ends on this, but for the end: odd ranges leave pages in memory behind."""
+STEP_BYTES = 8 << 20
+"""At most so much is read back at once: a canceled checker ends soon."""
 HEAD_BYTES = 512
 """So much of the beginning is enough to tell what a package is."""
 IDLE_STARTS_MAX = 10
@@ -67,8 +72,8 @@ class Pace:
     """How much at once, and how often. All sizes are multiples of durable.ALIGNMENT."""
 
     buffer_bytes: int = 1 << 20
-    buffers: int = 4
-    check_bytes: int = 1 << 20
+    buffers: int = 2
+    check_bytes: int = 512 << 10
     checkpoint_bytes: int = 8 << 20
     checkpoint_s: float = 15.0
     progress_s: float = 0.25
@@ -241,15 +246,18 @@ class _Transfer:
         wanted = self._deployment.notice.identity.digest
         assert wanted is not None, "only a recovered deployment has none, and it downloads nothing"
         digest = hashlib.new(wanted.method, usedforsecurity=False)
-        buffer = pages(self._pace.check_bytes)
+        buffers = pages(self._pace.check_bytes), pages(self._pace.check_bytes)
         checked = 0
-        while checked < self._size:
-            count = min(self._pace.check_bytes, self._size - checked)
-            await self._durable.reach(checked + count)
-            with self._place_errors(self._kind):
-                await in_thread(_digest_range, place, checked, buffer, count, digest)
-            checked += count
-            self._meter.check(checked)
+        with ThreadPoolExecutor(1, "read-back") as reader:
+            while checked < self._size:
+                await self._durable.reach(min(checked + RANGE_BYTES, self._size))
+                end = min(self._durable.bytes, checked + STEP_BYTES)
+                if end < self._size:
+                    end -= end % RANGE_BYTES
+                with self._place_errors(self._kind):
+                    await in_thread(_digest_range, place, checked, end, buffers, digest, reader)
+                checked = end
+                self._meter.check(checked)
         if digest.hexdigest() != wanted.hex:
             name, found = self._name(self._kind), digest.hexdigest()
             raise UpdateError(Code.DIGEST, f"{name}: {wanted.method} is {found}, the notice says {wanted.hex}")
@@ -266,12 +274,28 @@ class _Transfer:
             raise UpdateError(code, f"{self._name(kind)}: {error.strerror or error}") from error
 
 
-def _digest_range(place: Place, offset: int, buffer: memoryview, count: int, digest: "hashlib._Hash") -> None:
-    """Read and hash in one go: one change of threads per range."""
-    found = place.read_into(offset, buffer)
-    if found < count:
-        raise OSError(errno.EIO, f"gives back {found} of {count} bytes at {offset}")
-    digest.update(buffer[:count])
+def _digest_range(
+    place: Place,
+    begin: int,
+    end: int,
+    buffers: tuple[memoryview, memoryview],
+    digest: "hashlib._Hash",
+    reader: Executor,
+) -> None:
+    """Feed the digest from the medium, reading the next bytes while these are hashed.
+
+    Many buffers per change of threads: small buffers cost no time this way, and keep memory small.
+    """
+    (front, back), length = buffers, len(buffers[0])
+    ahead = reader.submit(place.read_into, begin, front)
+    for offset in range(begin, end, length):
+        count = min(length, end - offset)
+        if (found := ahead.result()) < count:
+            raise OSError(errno.EIO, f"gives back {found} of {count} bytes at {offset}")
+        if offset + length < end:
+            ahead = reader.submit(place.read_into, offset + length, back)
+        digest.update(front[:count])
+        front, back = back, front
 
 
 class _Watermark:

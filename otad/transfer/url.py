@@ -14,6 +14,8 @@ from urllib.parse import SplitResult, urlsplit
 from otad.errors import Code, UpdateError
 
 URL_CHARACTERS_MAX = 4096
+# Narrow, so that every parser on the way to the socket sees the same host.
+_AUTHORITY = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _PRINTABLE = re.compile(r"[!-~]+")
 # Forms of an IPv4 address that only libc understands (127.1, 0x7f.1, 2130706433): their last label begins a number.
 _NUMBER_AT_THE_END = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?")
@@ -43,10 +45,10 @@ class UrlPolicy:
     def objection(self, host: str) -> str | None:
         """Why this host or address is not connected to; None for a name, which says nothing yet."""
         try:
-            address = ipaddress.ip_address(host.partition("%")[0])
+            address = ipaddress.ip_address(host.partition("%")[0])  # a socket adds the interface
         except ValueError:
             if _NUMBER_AT_THE_END.fullmatch(host) or not _NAME.fullmatch(host):
-                return f"{host} is neither a name nor an address"
+                return "the host is neither a name nor an address"
             name = host.lower().rstrip(".")
             local = name == "localhost" or name.endswith(".localhost")
             return f"{host} needs download.allow_private_hosts" if local and not self.allow_private_hosts else None
@@ -84,6 +86,7 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 def _split(url: str) -> SplitResult:
+    """The parts of a URL that can be one; UpdateError(URL) if it cannot."""
     shown = public_url(url)
     if len(url) > URL_CHARACTERS_MAX or not _PRINTABLE.fullmatch(url) or "\\" in url:
         raise UpdateError(Code.URL, f"{shown}: not a URL of at most {URL_CHARACTERS_MAX} printable ASCII characters")
@@ -95,6 +98,6 @@ def _split(url: str) -> SplitResult:
         raise UpdateError(Code.URL, f"{shown}: host and port make no sense") from error
     if "@" in split.netloc:
         raise UpdateError(Code.URL, f"{shown}: user and password in a URL are refused")
-    if not split.hostname:
-        raise UpdateError(Code.URL, f"{shown}: there is no host")
+    if split.scheme in ("http", "https") and not _AUTHORITY.fullmatch(split.netloc):
+        raise UpdateError(Code.URL, f"{shown}: host and port make no sense")
     return split
