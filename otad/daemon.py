@@ -2,7 +2,7 @@
 """The daemon: makes the parts, wires them by hand, and runs their tasks until one of them ends it.
 
 Tasks, by name: coordinator (owns the state), cloud (holds the session), reporter (tells the platform), offers (turns
-what was heard into events), control (the socket), watch (keeps what status shows of the board fresh).
+what was heard into events), control (the socket).
 
 An expected failure never arrives here: it is an event or an answer. What does arrive is a bug or a machine without
 storage; the daemon ends with status 1, systemd starts it again, and the state file resumes it.
@@ -13,8 +13,8 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -54,6 +54,7 @@ from otad.core.model import (
     Origin,
     PlaceKind,
     Slot,
+    State,
 )
 from otad.core.step import Verdict, objection, verdict
 from otad.core.work import Download
@@ -70,6 +71,8 @@ from otad.worker import RebootByExit, Worker
 OFFERS_WAITING_MAX = 64
 """Offers heard and not looked at yet; more are dropped: the platform is asked again."""
 START_PAUSE_MAX_S = 60.0
+FRESH_S = 1.0
+"""What was seen of the board is shown for so long, unless the state has changed."""
 
 _log = logging.getLogger(__name__)
 
@@ -135,9 +138,12 @@ async def _serve(loaded: Loaded, disk: Disk) -> int:
 class _Seen:
     """What the machine shows, as of the last look."""
 
-    board: Board | None
-    versions: dict[ModuleName, Evidence]
-    slot_versions: dict[Slot, str | None]
+    board: Board | None = None
+    versions: Mapping[ModuleName, Evidence] = field(default_factory=dict[ModuleName, Evidence])
+    slot_versions: Mapping[Slot, str | None] = field(default_factory=dict[Slot, str | None])
+    state: State | None = None
+    phase: object = None
+    at: float = -FRESH_S  # time.monotonic()
 
 
 class Daemon:
@@ -156,7 +162,7 @@ class Daemon:
         self._offers: asyncio.Queue[Answer] = asyncio.Queue(OFFERS_WAITING_MAX)
         self._cloud = self._make_cloud(loaded)
         self._installer = SlotInstaller(disk, self._boot, self._devices, self._store.staging, config.boot.attempts)
-        self._seen = _Seen(None, {}, {})
+        self._seen = _Seen()
         worker = Worker(
             config,
             self._boot,
@@ -176,19 +182,14 @@ class Daemon:
 
     async def run(self) -> None:
         """Run all tasks; ends by an exception or by being canceled."""
-        listening = listen(self._config.control.socket)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(Server(listening, self).run(), name="control")
-                group.create_task(self._watch(), name="watch")
-                first = await self._look()
-                group.create_task(self._coordinator.run(first), name="coordinator")
-                group.create_task(self._cloud.run(), name="cloud")
-                group.create_task(self._reporter.run(), name="reporter")
-                group.create_task(self._intake(), name="offers")
-        finally:
-            with contextlib.suppress(OSError):
-                self._config.control.socket.unlink()
+        server = Server(listen(self._config.control.socket), self)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(server.run(), name="control")
+            first = await self._look()
+            group.create_task(self._coordinator.run(first), name="coordinator")
+            group.create_task(self._cloud.run(), name="cloud")
+            group.create_task(self._reporter.run(), name="reporter")
+            group.create_task(self._intake(), name="offers")
 
     # -- making
 
@@ -248,43 +249,27 @@ class Daemon:
                 pause = min(pause * 2, START_PAUSE_MAX_S)
             else:
                 self._telemetry.publish(None)
-                self._seen = _Seen(board, {}, {})
-                await self._look_again()
-                await self._read_versions()
+                self._seen = replace(self._seen, board=board)
                 found = await self._slots_evidence()
                 return Started(boot_id, board, self._slots_module, found.version, now())
 
-    async def _watch(self) -> None:
-        """Keep what status shows of the board fresh: at once when the state has changed, else at most once a second."""
-        state = self._coordinator.state
-        phase = None
-        while True:
-            deployment = state.deployment
-            if phase != (phase := (state.boot_id, deployment.phase if deployment else None)):
-                await self._read_versions()
-            await self._look_again()
-            try:
-                async with asyncio.timeout(1):
-                    while self._coordinator.state == state:
-                        await self._telemetry.changed()
-            except TimeoutError:
-                await self._telemetry.changed()
-            state = self._coordinator.state
-
     async def _look_again(self) -> None:
-        try:
+        """See the board as it is now; read evidence (maybe a program of the owner) only where it may have changed."""
+        state = self._coordinator.state
+        if self._seen.state is state and time.monotonic() - self._seen.at < FRESH_S:
+            return
+        board = self._seen.board
+        with contextlib.suppress(UpdateError):
             board = await in_thread(self._boot.view)
-        except UpdateError:
-            board = None
+        self._seen = replace(self._seen, board=board)  # evidence may need to know which slot is booted
+        versions = self._seen.versions
+        phase = (state.boot_id, state.deployment.phase if state.deployment else None)
+        if phase != self._seen.phase:
+            versions = {module: await read() for module, read in self._modules.items()}
+        slots = dict.fromkeys(self._devices)
         if self._config.boot.backend == Backend.SIMULATED:
             slots = {slot: await in_thread(slot_version, self._disk, path) for slot, path in self._devices.items()}
-        else:
-            slots = dict.fromkeys(self._devices)
-        self._seen = replace(self._seen, board=board or self._seen.board, slot_versions=slots)
-
-    async def _read_versions(self) -> None:
-        """Evidence may be a program of the owner's: it is read when something may have changed, not all the time."""
-        self._seen = replace(self._seen, versions={module: await read() for module, read in self._modules.items()})
+        self._seen = _Seen(board, versions, slots, state, phase, time.monotonic())
 
     # -- offers
 
@@ -392,7 +377,8 @@ class Daemon:
 
     # -- what the control socket asks
 
-    def status(self) -> dict[str, JSON]:
+    async def status(self) -> dict[str, JSON]:
+        await self._look_again()
         loop = asyncio.get_running_loop()
         asks_at = self._reporter.asks_at
         return status.document(
@@ -467,9 +453,15 @@ class Daemon:
         return f"installing {request.version}; `otad status --watch` follows it"
 
     async def _size_of(self, url: str) -> int:
-        from otad.transfer.http import size_of  # noqa: PLC0415
+        from otad.transfer.http import HttpSource  # noqa: PLC0415
 
-        return await size_of(self._config.download, url)
+        path = _local_path(url)
+        if path is None:
+            return await HttpSource(self._config.download, lambda: url, local=True).size()
+        try:
+            return (await in_thread(path.stat)).st_size
+        except OSError as error:
+            raise UpdateError(Code.MEDIUM, f"{path}: {error.strerror}") from error
 
     async def cancel(self) -> str:
         request = CancelRequested(now())
@@ -510,7 +502,8 @@ class Daemon:
 
     async def rollback(self) -> str:
         found = await self._slots_evidence()
-        request = RollBackRequested(self._slots_module, found.version, now())
+        board = await in_thread(self._boot.view)
+        request = RollBackRequested(board, self._slots_module, found.version, now())
         change = await self._coordinator.submit(request)
         _object(objection(change.before, request))
         deployment = change.after.deployment
@@ -525,6 +518,7 @@ _VERDICT_WORDS = {
     Verdict.REFUSED: "refused; `otad retry` lifts it",
     Verdict.TOO_LATE: "too late, the deployment under way must end first",
     Verdict.BUSY: "another deployment is under way; `otad cancel` ends it",
+    Verdict.HEARD: "has been honoured already",
     Verdict.NOT_OURS: "not taken, the booted slot is none of otad's",
 }
 

@@ -25,7 +25,7 @@ def _journal() -> logging.Handler | None:
     if "JOURNAL_STREAM" not in os.environ:
         return None
     try:
-        from systemd.journal import JournalHandler  # noqa: PLC0415
+        from systemd.journal import JournalHandler  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     handler: logging.Handler = JournalHandler(SYSLOG_IDENTIFIER="otad")

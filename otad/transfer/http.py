@@ -58,6 +58,7 @@ RECEIVE_BYTES = 1 << 20
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WAIT = frozenset({407, 408, 425, 429})  # 4xx that time cures
 _FRESH_MAY_EXPIRE_TOO = frozenset({400, 403})
+_WHOLE = re.compile(r"[0-9]{1,18}", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes\s+([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.ASCII | re.IGNORECASE)
 _ETAG = re.compile(r"[!-~]+", re.ASCII)
 
@@ -153,6 +154,21 @@ class HttpSource:
                 await self._pause(str(trouble))
                 if trouble.other_object:
                     raise StartOver(str(trouble)) from trouble
+
+    async def size(self) -> int:
+        """How many bytes the URL leads to, by one request that reads no body. UpdateError where it cannot be told."""
+        self._policy.check(self._url)
+        try:
+            async with self._answer(0) as (response, here):
+                ranged = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+                told = {200: response.headers.get("Content-Length", ""), 206: ranged[3] if ranged else ""}
+                total = told.get(response.status)
+                if total is None or not _WHOLE.fullmatch(total):
+                    reason = f"{response.status} {_clean(response.reason or '')}".rstrip()
+                    raise UpdateError(Code.HTTP_STATUS, f"{public_url(here)}: does not say how large it is: {reason}")
+                return int(total)
+        except (_LaterError, _MismatchError) as trouble:
+            raise UpdateError(Code.HTTP_STATUS, str(trouble)) from trouble
 
     # ------------------------------------------------------------------------------------------ one request
 
