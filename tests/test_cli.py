@@ -22,15 +22,12 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "control"))
-
-from gateway import MIB, NOTICE, Gateway, Served, as_nobody, short_directory
-
 from otad import __version__
 from otad.cli import _Lines, main
 from otad.control.server import listen
 from otad.control.service import InstallRequest
 from otad.core.model import ModuleName
+from tests.control.gateway import MIB, NOTICE, Gateway, Served, as_nobody, short_directory
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "TZ": "UTC", "LANG": "C.UTF-8"}
 SHA256 = "cd" * 32

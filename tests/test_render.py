@@ -2,20 +2,15 @@
 """What people see, whole. `next` and the documents are test_status's."""
 
 import json
-import sys
 from datetime import UTC, timedelta, timezone
-from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "control"))
-
-from gateway import MIB, Gateway
-
 from otad import __version__
 from otad.render import Style, bar, change_key, change_text, history_text, printable, slots_text, status_text
+from tests.control.gateway import MIB, Gateway
 
 PLAIN = Style(zone=UTC)
 TERMINAL = Style(glyphs=True, bars=True, zone=UTC)

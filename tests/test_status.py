@@ -2,19 +2,12 @@
 """`next` has an answer in every state, and the document is what its definition says."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent / "control"))
-
-from definition import conform
-from gateway import BOARD, MIB, NOTICE, NOW, A, B, Gateway, situation, started
 
 from otad.cloud.cloud import SessionState, SessionView
 from otad.core.events import Failed, Finished, Noticed, RollBackRequested
@@ -34,6 +27,8 @@ from otad.core.work import work_for
 from otad.errors import Code, Failure
 from otad.status import Situation, SlotFacts, document, next_words
 from otad.telemetry import Progress
+from tests.control.definition import conform
+from tests.control.gateway import BOARD, MIB, NOTICE, NOW, A, B, Gateway, situation, started
 
 ID = DeploymentId("6b03dca4-1")
 
@@ -413,7 +408,7 @@ def test_every_state_of_an_upgrade_says_what_is_next() -> None:
 
 def test_a_rollback_by_hand_says_where_it_goes() -> None:
     board = replace(BOARD, slots=(BOARD.slots[0], SlotView(B, True, 3, True)))
-    state = step(replace(started(), board=board), RollBackRequested(DEFAULT_MODULE, "1-0-0", NOW))
+    state = step(started(), RollBackRequested(board, DEFAULT_MODULE, "1-0-0", NOW))
 
     assert state.deployment is not None
     assert state.deployment.target == Slot("a")

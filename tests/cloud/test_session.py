@@ -12,7 +12,6 @@ from typing import Any
 
 import aiomqtt
 import pytest
-from broker import Mosquitto, free_port, make_certificate
 
 from otad.cloud.cloud import Answer, Nothing, Offered, OfflineError, SessionState, Unusable
 from otad.cloud.credentials import ConnectFields, connect_fields
@@ -21,6 +20,7 @@ from otad.cloud.session import Pace, Session
 from otad.cloud.wire import Topics
 from otad.core.model import DEFAULT_MODULE, Digest, DigestMethod, Identity, ModuleName, Notice
 from otad.errors import Code, ConfigurationError
+from tests.broker import Mosquitto, free_port, make_certificate
 
 MCU = ModuleName("MCU")
 TOPICS = Topics.of("a1", "gw001")
