@@ -125,9 +125,9 @@ class Service:
             self._send_notice(job)
 
     def _send_notice(self, job: Job) -> None:
-        for _ in range(self._faults.pushes):
-            now = self._around.now()
-            message = wire.notice(self._offer(job.package), now)
+        now = self._around.now()
+        message = wire.notice(self._offer(job.package), now)
+        for _ in range(self._faults.pushes):  # the same message again, as a network repeats it
             self._send(job.device, wire.upgrade_topic(job.device), message, self._faults.notice_qos)
             package = job.package
             self._events.append(Notified(now, job.device, job.id, package.module, package.version))

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole upgrades, from the notice to the confirmed version, as platform, medium and boot loader see them."""
 
+import io
+import lzma
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tests.system.world import MIB, JobState, gzipped, new_world
 
@@ -124,3 +129,45 @@ async def test_an_image_that_does_not_fit_is_refused_before_the_first_byte(tmp_p
         assert "17825792" in step
         assert status["slots"]["b"]["good"] is False  # it never held a system
         assert world.slot("b") == b"\0" * (16 * MIB)
+
+
+@pytest.mark.parametrize("kind", ["xz", "zstd", "zip", "tar", "tar.gz"])
+async def test_an_image_is_found_in_what_it_was_packed_in(tmp_path: Path, kind: str) -> None:
+    def pack(image: bytes) -> bytes:
+        packed = io.BytesIO()
+        match kind:
+            case "xz":
+                return lzma.compress(image, preset=0)
+            case "zstd":
+                return zstandard.compress(image)
+            case "zip":
+                with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+                    archive.writestr("rootfs.img", image)
+            case _:
+                with tarfile.open(fileobj=packed, mode="w:gz" if kind == "tar.gz" else "w") as archive:
+                    member = tarfile.TarInfo("rootfs.img")
+                    member.size = len(image)
+                    archive.addfile(member, io.BytesIO(image))
+        return packed.getvalue()
+
+    async with new_world(tmp_path, slot_bytes=4 * MIB) as world:
+        world.power_on()
+        await world.informed("1-0-0")
+        job = await world.ended(world.push(world.package("2-0-0", 4 * MIB - 77, pack)))
+
+        assert job.state == JobState.SUCCEEDED
+        assert world.slot("b") == world.images["2-0-0"] + bytes(77)
+
+
+async def test_an_image_that_unpacks_to_more_than_the_slot_ends_at_its_end(tmp_path: Path) -> None:
+    async with new_world(tmp_path, slot_bytes=4 * MIB) as world:
+        world.power_on()
+        await world.informed("1-0-0")
+        job = await world.ended(world.push(world.package("2-0-0", 6 * MIB, gzipped)))
+        status = await world.idle("a")
+
+        assert job.state == JobState.FAILED
+        step = next(line for line in world.told if line.startswith("step -4"))
+        assert "has 4194304 bytes" in step
+        assert "at least" in step
+        assert status["slots"]["b"]["good"] is False
