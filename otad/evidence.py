@@ -5,7 +5,6 @@ A version that cannot be read, or that the platform would not take, is None toge
 informed; status and doctor say why.
 """
 
-import asyncio
 import re
 import shlex
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from otad.boot.simulated import slot_version
 from otad.config import CommandVersion, FileVersion, OsReleaseVersion, SlotVersion, VersionSource
 from otad.durable import Disk
 from otad.threads import in_thread
+from otad.units import format_duration
 
-COMMAND_TIMEOUT_S = 10.0
+COMMAND_LIMIT_S = 10.0
 _BYTES_MAX = 64 << 10
 _VALID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -30,7 +30,9 @@ class Evidence:
     problem: str = ""
 
 
-async def running_version(source: VersionSource, disk: Disk, booted: Path | None) -> Evidence:
+async def running_version(
+    source: VersionSource, disk: Disk, booted: Path | None, command_limit_s: float = COMMAND_LIMIT_S
+) -> Evidence:
     """The version that runs; `booted` is the booted slot's device, where it is one of ours."""
     match source:
         case OsReleaseVersion(key):
@@ -38,7 +40,7 @@ async def running_version(source: VersionSource, disk: Disk, booted: Path | None
         case FileVersion(path):
             return await in_thread(_file, disk, path)
         case CommandVersion(path):
-            return await _command(path)
+            return await _command(path, command_limit_s)
         case SlotVersion():
             if booted is None:
                 return Evidence(None, "the booted slot is none of otad's")
@@ -73,14 +75,13 @@ def _file(disk: Disk, path: Path) -> Evidence:
     return _checked(content.decode(errors="replace").strip(), str(path))
 
 
-async def _command(path: Path) -> Evidence:
+async def _command(path: Path, limit_s: float) -> Evidence:
     try:
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
-            result = await programs.run([str(path)])
-    except TimeoutError:
-        return Evidence(None, f"{path}: no answer within {COMMAND_TIMEOUT_S:.0f} s")
+        result = await programs.run([str(path)], limit_s)
     except OSError as error:
         return Evidence(None, f"{path}: {error.strerror}")
+    if result.status is None:
+        return Evidence(None, f"{path}: no answer within {format_duration(limit_s)}")
     if result.status != 0:
         return Evidence(None, f"{path}: exit status {result.status}: {result.last_line}")
     return _checked(result.output.strip(), str(path))

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 async def check(settings: HealthSettings, environment: Mapping[str, str], says: Callable[[str, float], None]) -> None:
     """Return when every check has passed; UpdateError(HEALTH) with the first that did not.
 
-    `says` is told in words what is waited for, and how many seconds at most.
+    `says` is told in words what is waited for, and for how many seconds at most.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + settings.timeout_s
@@ -68,27 +68,24 @@ async def _pass(
     asks_again: bool = False,
 ) -> None:
     loop = asyncio.get_running_loop()
-    last_line = ""
-    try:
-        async with asyncio.timeout_at(deadline):
-            while True:
-                says(name, deadline - loop.time())
-                result = await programs.run(command, environment)
-                if result.status == 0:
-                    return
-                last_line = result.last_line
-                # A unit that is not active yet may still start; only a failed one is final.
-                temporary = asks_again and last_line != "failed"
-                if result.status != EX_TEMPFAIL and not temporary:
-                    raise UpdateError(Code.HEALTH, f"{name}: {_ending(result.status)}: {last_line}")
-                says(f"{name}: {last_line}", deadline - loop.time())
-                await asyncio.sleep(ASK_AGAIN_S)
-    except TimeoutError as error:
-        limit = format_duration(settings.timeout_s)
-        last = f": {last_line}" if last_line else ""
-        raise UpdateError(Code.HEALTH, f"{name}: not passed within {limit}{last}") from error
-    except OSError as error:
-        raise UpdateError(Code.HEALTH, f"{name}: {error.strerror}") from error
+    last = ""
+    while (left := deadline - loop.time()) > 0:
+        says(f"{name}{last}", left)
+        try:
+            result = await programs.run(command, left, environment)
+        except OSError as error:
+            raise UpdateError(Code.HEALTH, f"{name}: {error.strerror}") from error
+        last = f": {result.last_line}"
+        if result.status == 0:
+            return
+        if result.status is None:
+            break
+        # A unit that is not active yet may still start; only a failed one is final.
+        temporary = asks_again and result.last_line != "failed"
+        if result.status != EX_TEMPFAIL and not temporary:
+            raise UpdateError(Code.HEALTH, f"{name}: {_ending(result.status)}{last}")
+        await asyncio.sleep(max(0.0, min(ASK_AGAIN_S, deadline - loop.time())))
+    raise UpdateError(Code.HEALTH, f"{name}: not passed within {format_duration(settings.timeout_s)}{last}")
 
 
 def _ending(status: int) -> str:

@@ -1,70 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run one of the owner's programs: bounded output, and nothing of it left behind when the caller is canceled."""
+"""Run one of the owner's programs: within a time limit, with bounded output, and nothing of it left behind.
+
+The output comes by a pipe of our own, not by asyncio's: its `wait` returns only when the pipe is closed, and a child
+in a session of its own may keep that open for ever.
+"""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from subprocess import DEVNULL, PIPE, STDOUT
+from subprocess import DEVNULL
 
 OUTPUT_BYTES_MAX = 16 << 10
 """The end of the output is kept; what was said before it is dropped."""
+LINE_CHARACTERS = 200
+"""So much of a line is repeated to a person."""
 
-PIPE_TIMEOUT_S = 1.0
+_READ_BYTES = 64 << 10
+_READS_AT_THE_END = 16  # 1 MiB: the largest pipe there is without privileges
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a program ended; a signal is a negative status. `output` has standard output and standard error."""
+    """How a program ended. `output` has standard output and standard error.
 
-    status: int
+    `status`: a signal is a negative one; None where the program had not ended within the limit and was killed.
+    """
+
+    status: int | None
     output: str
 
     @property
     def last_line(self) -> str:
-        """The last line that says something."""
-        return next((line.strip() for line in reversed(self.output.splitlines()) if line.strip()), "no output")
+        """The last line that says something, fit for a log and a terminal: short, and nothing in it to obey."""
+        for line in reversed(self.output.splitlines()):
+            said = " ".join("".join(c if c.isprintable() else " " for c in line).split())
+            if said:
+                return said if len(said) <= LINE_CHARACTERS else said[: LINE_CHARACTERS - 1] + "…"
+        return "no output"
 
 
-async def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Result:
-    """Run `command` to its end, in a session of its own. OSError if it cannot be started.
+async def run(command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None) -> Result:
+    """Run `command` to its end, in a session of its own, at most for `limit_s`. OSError if it cannot be started.
 
-    When it has ended, or the caller is canceled (give it a time limit!), whatever it left running in its session is
-    killed: a daemonised child that keeps the pipe open must not hold us.
+    Whatever is left of its session then, or when the caller is canceled, is killed.
     """
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=STDOUT,
-        cwd="/",
-        env={**os.environ, **(environment or {})},
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    loop = asyncio.get_running_loop()
     output = bytearray()
-    reader = asyncio.create_task(_keep_last(process.stdout, output), name=f"output of {command[0]}")
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        status = await process.wait()
+        os.set_blocking(write_end, True)  # the program's end is an ordinary one
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=DEVNULL,
+            stdout=write_end,
+            stderr=write_end,
+            cwd="/",
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(read_end)
+        raise
     finally:
-        _kill(process.pid)
+        os.close(write_end)
+
+    def read() -> None:
+        if not _keep_last(read_end, output):
+            loop.remove_reader(read_end)
+
+    status: int | None = None
+    try:
+        loop.add_reader(read_end, read)
+        async with asyncio.timeout(limit_s):
+            status = await process.wait()
+    except TimeoutError:
+        pass
+    finally:
+        _kill_session(process.pid)
         # Killed or ended: wait() collects it, so that no zombie is left; it takes no longer than the kernel does.
         await asyncio.shield(process.wait())
-        # A child in a session of its own may keep the pipe open for ever: what it says is not awaited.
-        await asyncio.wait([reader], timeout=PIPE_TIMEOUT_S)
-        reader.cancel()
+        loop.remove_reader(read_end)
+        with contextlib.suppress(BlockingIOError):
+            # What is in the pipe; not what a child elsewhere may go on saying.
+            for _ in range(_READS_AT_THE_END):
+                if not _keep_last(read_end, output):
+                    break
+        os.close(read_end)
     return Result(status, output.decode(errors="replace"))
 
 
-async def _keep_last(stream: asyncio.StreamReader, output: bytearray) -> None:
-    while chunk := await stream.read(4096):
-        output += chunk
-        del output[:-OUTPUT_BYTES_MAX]
+def _keep_last(fd: int, output: bytearray) -> bool:
+    """Take what the pipe holds; False at its end."""
+    chunk = os.read(fd, _READ_BYTES)
+    output += chunk
+    del output[:-OUTPUT_BYTES_MAX]
+    return bool(chunk)
 
 
-def _kill(session: int) -> None:
-    try:
-        os.killpg(session, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+def _kill_session(session: int) -> None:
+    """Every process of it, also those in a process group of their own, as timeout(1) and job control make them."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getsid(int(name)) == session:
+                    os.kill(int(name), signal.SIGKILL)

@@ -22,6 +22,7 @@ from otad.core.model import Ended, State
 from otad.durable import Disk
 
 HISTORY_BYTES_MAX = 256 << 10
+READ_TRIES = 3
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +68,25 @@ class Store:
         """What was saved last; a fresh State where there is none or none that can be read."""
         self._disk.make_directory(self.staging)
         try:
-            content = self._disk.read(self._state, codec.BYTES_MAX)
+            return codec.decode(self._read_state())
         except FileNotFoundError:
             return State()
-        try:
-            return codec.decode(content)
-        except codec.StateError as error:
+        except (codec.StateError, OSError) as error:
             broken = self._state.with_name(self._state.name + ".broken")
             log.error("%s: %s: set aside as %s; going on from what the machine shows", self._state, error, broken.name)
             self._disk.rename(self._state, broken)
             return State()
+
+    def _read_state(self) -> bytes:
+        """A medium that hiccups must not cost the memory, one that is broken here must not stop the daemon for ever."""
+        for _ in range(READ_TRIES - 1):
+            try:
+                return self._disk.read(self._state, codec.BYTES_MAX)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                log.warning("%s: %s: trying again", self._state, error.strerror)
+        return self._disk.read(self._state, codec.BYTES_MAX)
 
     def save(self, state: State) -> None:
         """Durable when it returns."""
@@ -86,15 +96,16 @@ class Store:
         """Add this deployment's line to the history, durably."""
         line = json.dumps(history_entry(ended), separators=(",", ":")).encode() + b"\n"
         try:
-            content = self._disk.read(self._history, HISTORY_BYTES_MAX)
+            content = self._disk.read(self._history, 2 * HISTORY_BYTES_MAX)
         except FileNotFoundError:
             content = b""
+        if content and not content.endswith(b"\n"):
+            line = b"\n" + line  # the last one is torn
         if len(content) > HISTORY_BYTES_MAX:
             newer = content[len(content) // 2 :]
             self._disk.replace(self._history, newer[newer.find(b"\n") + 1 :] + line)
-            return
-        torn = bool(content) and not content.endswith(b"\n")
-        self._disk.append(self._history, b"\n" + line if torn else line)
+        else:
+            self._disk.append(self._history, line)
 
     def history(self) -> list[dict[str, Any]]:
         """Ended deployments, oldest first."""

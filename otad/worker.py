@@ -29,6 +29,8 @@ ONLINE_RECENTLY_S = 3600
 REBOOT_PATIENCE_S = 600
 """The boot id should have changed within this time after the reboot command."""
 REBOOTS_BEFORE_FORCE = 3
+ORDER_TIMEOUT_S = 60.0
+"""A reboot command that hangs must not be waited for: the next one may be the one that is heard."""
 RESTORE_TRIES = 3
 FAREWELL_S = 3
 """How long a reboot waits for step 99 to be acknowledged."""
@@ -156,7 +158,7 @@ class Worker:
 
     async def _roll_back(self, deployment: Deployment) -> None:
         """Back to the old slot. On trial a store that takes nothing is no reason to stay: the attempts decide."""
-        on_trial = (await in_thread(self._boot.view)).booted == deployment.target
+        on_trial = await self._booted(deployment) == deployment.target
         for left in reversed(range(RESTORE_TRIES)):
             try:
                 await self._installer.restore(deployment)
@@ -173,6 +175,19 @@ class Worker:
                 self._waits(deployment, f"the next reboot into slot {deployment.old}", pause)
                 await asyncio.sleep(pause)
             await self._reboot(deployment, deployment.old)
+
+    async def _booted(self, deployment: Deployment) -> Slot | None:
+        """The booted slot; a store that cannot be read is tried for ever, as at a start."""
+        attempt = 0
+        while True:
+            try:
+                return (await in_thread(self._boot.view)).booted
+            except UpdateError as error:
+                attempt += 1
+                pause = min(2.0**attempt, 300.0)
+                log.error("rolling back to slot %s: %s", deployment.old, error)
+                self._waits(deployment, f"the boot loader's store ({error})", pause)
+                await asyncio.sleep(pause)
 
     # -- reboot
 
@@ -212,9 +227,11 @@ class Worker:
 
 async def _order(command: Sequence[str]) -> None:
     try:
-        result = await programs.run(command)
+        result = await programs.run(command, ORDER_TIMEOUT_S)
     except OSError as error:
         log.error("%s: %s", command[0], error.strerror)
     else:
-        if result.status != 0:
+        if result.status is None:
+            log.error("%s: not ended within %s: %s", command[0], format_duration(ORDER_TIMEOUT_S), result.last_line)
+        elif result.status != 0:
             log.error("%s: exit status %s: %s", command[0], result.status, result.last_line)

@@ -59,9 +59,11 @@ class _Variables:
 def slot_version(disk: Disk, device: Path) -> str | None:
     """The version that the slot's content says; None where it says none."""
     try:
-        head = disk.read(device, VERSION_BYTES)[:VERSION_BYTES]
+        head = disk.read(device, VERSION_BYTES)
     except OSError:
         return None
+    if len(head) > VERSION_BYTES:
+        head = head[: head.rfind(b"\n") + 1]  # a line that goes on behind it would be another version
     found = _VERSION_LINE.search(head)
     return found[1].decode() if found else None
 
@@ -156,16 +158,16 @@ class SimulatedBoot:
         except OSError as error:
             raise UpdateError(Code.BOOT, f"{self._file}: {error.strerror}") from error
         try:
-            plain: dict[str, Any] = json.loads(content)
-            slots = {name: _SlotVariables(**entry) for name, entry in plain.pop("slots").items()}
-            variables = _Variables(slots=slots, **plain)
+            variables = _parsed(json.loads(content))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UpdateError(
-                Code.BOOT, f"{self._file}: not the simulated board's variables ({error}); remove it to start anew"
+                Code.BOOT, f"{self._file}: not the simulated board's variables ({error!r}); remove it to start anew"
             ) from error
-        missing = [slot for slot in (*self._devices, variables.primary) if slot not in variables.slots]
-        if missing:
-            raise UpdateError(Code.BOOT, f"{self._file}: no slot {missing[0]} in it; remove it to start anew")
+        if strangers := sorted(self._devices.keys() ^ variables.slots.keys()):
+            raise UpdateError(
+                Code.BOOT,
+                f"{self._file}: slot {strangers[0]} is not in both it and the configuration; remove it to start anew",
+            )
         return variables
 
     def _first_use(self) -> _Variables:
@@ -196,6 +198,20 @@ class SimulatedBoot:
             self._disk.replace(self._file, json.dumps(plain, indent=1).encode() + b"\n")
         except OSError as error:
             raise UpdateError(Code.BOOT, f"{self._file}: {error.strerror}") from error
+
+
+def _parsed(plain: Any) -> _Variables:
+    """ValueError, TypeError, KeyError or AttributeError for what `_save` has not written."""
+    slots = {name: _SlotVariables(**entry) for name, entry in plain["slots"].items()}
+    variables = _Variables(**{**plain, "slots": slots})
+    for name, entry in slots.items():
+        if (type(entry.good), type(entry.attempts), type(entry.confirmed)) != (bool, int, bool):
+            raise TypeError(f"slot {name}")
+    if type(variables.boot_id) is not str or variables.primary not in slots:
+        raise ValueError("boot_id or primary")
+    if not {variables.booted, variables.last_confirmed} <= {None, *slots}:
+        raise ValueError("booted or last_confirmed")
+    return variables
 
 
 def from_config(disk: Disk, config: Config) -> SimulatedBoot:

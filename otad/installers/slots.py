@@ -10,6 +10,8 @@ The rules kept here:
 - Whether a package fits is decided before anything is written or marked, wherever its size is known by then.
 """
 
+import asyncio
+import errno
 import hashlib
 import io
 import logging
@@ -24,6 +26,7 @@ from otad.boot.control import BootControl
 from otad.core.model import Board, Deployment, DeploymentId, Slot
 from otad.durable import ALIGNMENT, Disk, Place, pages
 from otad.errors import Code, UpdateError
+from otad.installers.format import HEAD_BYTES, sniff
 from otad.telemetry import Progress
 from otad.threads import in_stoppable_thread, in_thread
 from otad.units import format_size
@@ -74,12 +77,17 @@ class SlotInstaller:
 
         Safe to run again from the start. When canceled, returns after the chunk in flight has been written.
         """
-        await in_stoppable_thread(self._install, deployment, progress)
+        loop = asyncio.get_running_loop()
+
+        def tell(value: Progress) -> None:
+            loop.call_soon_threadsafe(progress, value)
+
+        await in_stoppable_thread(self._install, deployment, tell)
         self.prove(deployment)
 
     def _install(self, stop: threading.Event, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
         # Imported here: the archive libraries cost memory that an idle daemon does not need.
-        from otad.installers.image import HEAD_BYTES, HashingReader, open_image, sniff  # noqa: PLC0415
+        from otad.installers.image import HashingReader, open_image  # noqa: PLC0415
 
         identity = deployment.notice.identity
         assert identity.digest is not None
@@ -149,9 +157,12 @@ class SlotInstaller:
         if path in self._open:
             return self._open[path]
         size = deployment.notice.identity.size
+        there = size  # its space was taken when it was made
         try:
+            if deployment.checkpoint == 0:
+                there = 0
+                self._disk.remove(path)  # worth nothing, and in the way of the space that is needed
             free = self._disk.free_bytes(self._staging)
-            there = size if deployment.checkpoint else 0  # its space was taken when it was made
             if free + there < size + STAGING_RESERVE_BYTES:
                 raise UpdateError(
                     Code.SPACE,
@@ -160,7 +171,8 @@ class SlotInstaller:
                 )
             self._open[path] = self._disk.create_place(path, size)
         except OSError as error:
-            raise UpdateError(Code.MEDIUM, f"{path}: {error.strerror}") from error
+            code = Code.SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Code.MEDIUM
+            raise UpdateError(code, f"{path}: {error.strerror}") from error
         return self._open[path]
 
     def _target(self, deployment: Deployment, size: int | None) -> Place:
@@ -204,15 +216,17 @@ class SlotInstaller:
                 raise UpdateError(Code.SLOT, f"slot {target}: {self._devices[target]} is another slot as well")
 
     def _prepare(self, board: Board, deployment: Deployment) -> None:
-        """Old slot primary, good, attempts full; target bad. Writes only what is not so, and reads it back."""
+        """Old slot primary, good, attempts full; target bad; all read back.
+
+        The target is marked even where it looks bad: a mark that could not be synced looks so too, until the power
+        fails. Nothing else is written that is so already.
+        """
         old = board.view(deployment.old)
-        if board.primary != deployment.old:
+        ready = old is not None and old.good and old.attempts_left >= self._attempts
+        if board.primary != deployment.old or not ready:
+            # Not mark-good: that the slot is booted does not make it one that has passed its health checks.
             self._boot.set_primary(deployment.old, self._attempts)
-        if old is None or not old.good or old.attempts_left < self._attempts:
-            self._boot.mark_good(deployment.old)
-        target = board.view(deployment.target)
-        if target is None or target.good:
-            self._boot.mark_bad(deployment.target)
+        self._boot.mark_bad(deployment.target)
         board = self._boot.view()
         old, target = board.view(deployment.old), board.view(deployment.target)
         ready = old is not None and old.good and old.attempts_left >= self._attempts

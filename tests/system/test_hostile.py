@@ -74,6 +74,7 @@ async def test_a_refused_offer_is_answered_once_however_often_it_is_heard(tmp_pa
         world.platform.faults.edit_notice = _set(size=-1)
         world.platform.faults.pushes = 5
         await world.ended(world.push(world.package("2-0-0", MIB)))
+        world.platform.faults.edit_notice = None
         await world.otad("check")  # whatever was pushed before has been heard by now
 
         assert world.steps == [-1]
