@@ -113,7 +113,11 @@ def _share_one_arena() -> None:
 
 async def _serve(loaded: Loaded, disk: Disk) -> int:
     """Until the gateway is to be rebooted by whoever runs us, or a signal asks us to stop."""
-    daemon = Daemon(loaded, disk)
+    try:
+        daemon = Daemon(loaded, disk)
+    except OSError as error:
+        _log.error("state: %s", error)
+        return 1
     main = asyncio.current_task()
     assert main is not None
     stopped = asyncio.Event()

@@ -117,16 +117,14 @@ class RealDisk:
         _sync_directory(path.parent)
 
     def append(self, path: Path, content: bytes) -> None:
-        existed = path.exists()
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(path, flags, 0o600)
+        if not path.exists():
+            self.replace(path, b"")
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             _write_all(fd, content)
             os.fsync(fd)
         finally:
             os.close(fd)
-        if not existed:
-            _sync_directory(path.parent)
 
     def rename(self, old: Path, new: Path) -> None:
         old.rename(new)
@@ -142,7 +140,11 @@ class RealDisk:
             return
         self.make_directory(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
-        _sync_directory(path.parent)
+        try:
+            _sync_directory(path.parent)
+        except OSError:
+            path.rmdir()  # or the next try would find it and take it for durable
+            raise
 
     def names(self, directory: Path) -> list[str]:
         return sorted(os.listdir(directory))

@@ -77,7 +77,7 @@ def _file(disk: Disk, path: Path) -> Evidence:
 
 async def _command(path: Path, limit_s: float) -> Evidence:
     try:
-        result = await programs.run([str(path)], limit_s)
+        result = await programs.run([str(path)], limit_s, errors=False)
     except OSError as error:
         return Evidence(None, f"{path}: {error.strerror}")
     if result.status is None:

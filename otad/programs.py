@@ -24,7 +24,7 @@ _READS_AT_THE_END = 16  # 1 MiB: the largest pipe there is without privileges
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a program ended. `output` has standard output and standard error.
+    """How a program ended. `output` has standard output and, unless it was not wanted, standard error.
 
     `status`: a signal is a negative one; None where the program had not ended within the limit and was killed.
     """
@@ -42,10 +42,18 @@ class Result:
         return "no output"
 
 
-async def run(command: Sequence[str], limit_s: float, environment: Mapping[str, str] | None = None) -> Result:
+async def run(
+    command: Sequence[str],
+    limit_s: float,
+    environment: Mapping[str, str] | None = None,
+    *,
+    errors: bool = True,
+    leaves_work: bool = False,
+) -> Result:
     """Run `command` to its end, in a session of its own, at most for `limit_s`. OSError if it cannot be started.
 
-    Whatever is left of its session then, or when the caller is canceled, is killed.
+    Whatever is left of its session then, or when the caller is canceled, is killed; of one that `leaves_work` behind
+    only at the limit. Without `errors` its standard error is ours, and not in the output.
     """
     loop = asyncio.get_running_loop()
     output = bytearray()
@@ -56,7 +64,7 @@ async def run(command: Sequence[str], limit_s: float, environment: Mapping[str, 
             *command,
             stdin=DEVNULL,
             stdout=write_end,
-            stderr=write_end,
+            stderr=write_end if errors else None,
             cwd="/",
             env={**os.environ, **(environment or {})},
             start_new_session=True,
@@ -79,7 +87,8 @@ async def run(command: Sequence[str], limit_s: float, environment: Mapping[str, 
     except TimeoutError:
         pass
     finally:
-        _kill_session(process.pid)
+        if status is None or not leaves_work:
+            _kill_session(process.pid)
         # Killed or ended: wait() collects it, so that no zombie is left; it takes no longer than the kernel does.
         await asyncio.shield(process.wait())
         loop.remove_reader(read_end)

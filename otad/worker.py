@@ -227,7 +227,8 @@ class Worker:
 
 async def _order(command: Sequence[str]) -> None:
     try:
-        result = await programs.run(command, ORDER_TIMEOUT_S)
+        # Whatever the command has left to be done in the background is the reboot.
+        result = await programs.run(command, ORDER_TIMEOUT_S, leaves_work=True)
     except OSError as error:
         log.error("%s: %s", command[0], error.strerror)
     else:

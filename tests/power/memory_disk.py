@@ -261,6 +261,8 @@ class MemoryDisk:
         self.operation(f"rename {old.name} {new.name}", lambda: self.storage.change(new.parent, effect))
 
     def write(self, path: Path, inode: Inode, offset: int, content: bytes) -> None:
+        if not content:
+            return
         try:
             self.operation(f"write {path.name}", lambda: inode.write(offset, content))
         except OSError:
@@ -295,14 +297,11 @@ class MemoryDisk:
         self.sync_directory(path.parent)
 
     def append(self, path: Path, content: bytes) -> None:
-        existed = path in self.storage.names
-        if not existed:
-            self.link(path, Inode())
+        if path not in self.storage.names:
+            self.replace(path, b"")
         inode = self.lookup(path)
         self.write(path, inode, len(inode.content), content)
         self.sync(path, inode)
-        if not existed:
-            self.sync_directory(path.parent)
 
     def rename(self, old: Path, new: Path) -> None:
         self.move(old, new)
@@ -322,8 +321,15 @@ class MemoryDisk:
         def effect(names: Names, directories: set[Path]) -> None:
             directories.add(path)
 
+        def undone(names: Names, directories: set[Path]) -> None:
+            directories.discard(path)
+
         self.operation(f"mkdir {path.name}", lambda: self.storage.change(path.parent, effect))
-        self.sync_directory(path.parent)
+        try:
+            self.sync_directory(path.parent)
+        except OSError:
+            self.operation(f"rmdir {path.name}", lambda: self.storage.change(path.parent, undone))
+            raise
 
     def names(self, directory: Path) -> list[str]:
         self.access(f"list {directory.name}/")
