@@ -55,6 +55,8 @@ def _tell_offer(before: State, event: Noticed) -> None:
             log.info("package %s offered, %s", identity.version, format_size(identity.size), extra=extra)
         case Verdict.SAME:
             log.debug("package %s offered: under way already", identity.version, extra=extra)
+        case Verdict.HEARD:
+            log.debug("package %s offered: the same message again", identity.version, extra=extra)
         case Verdict.RUNNING:
             log.info("package %s offered: it runs already", identity.version, extra=extra)
         case Verdict.REFUSED:

@@ -24,7 +24,19 @@ from otad import ids
 from otad.cloud.cloud import Answer, Cloud, Offered, OfflineError
 from otad.coordinator import Coordinator
 from otad.core.events import Delivered
-from otad.core.model import Deployment, DeploymentId, Ended, Inform, ModuleName, Origin, Phase, Report, State, Step
+from otad.core.model import (
+    Deployment,
+    DeploymentId,
+    Ended,
+    Inform,
+    ModuleName,
+    Origin,
+    Phase,
+    PlaceKind,
+    Report,
+    State,
+    Step,
+)
 from otad.core.step import short
 from otad.core.work import is_on_trial
 from otad.evidence import Evidence
@@ -46,15 +58,18 @@ def progress_step(deployment: Deployment, progress: Progress | None) -> int | No
     """The step this deployment has reached, 1 to 99; None where the platform is not to hear any."""
     if deployment.notice.origin != Origin.PLATFORM or deployment.phase == Phase.ROLLING_BACK:
         return None
-    if deployment.activations > 0:
-        return 99
+    size = deployment.notice.identity.size
+    if deployment.switched or (
+        deployment.place == PlaceKind.SLOT and deployment.idle_starts and deployment.peak >= size
+    ):
+        return 99  # also after a restart with all bytes there: it may have been told
     if deployment.phase == Phase.INSTALLING:
         if deployment.idle_starts:
             return 98  # begun anew after a restart: what had been told before is not known, so nothing lower
         if progress is None or progress.deployment != deployment.id or not progress.total:
             return 91
         return 91 + 7 * min(progress.bytes, progress.total) // progress.total
-    return 1 + 89 * deployment.peak // max(1, deployment.notice.identity.size)
+    return 1 + 89 * deployment.peak // max(1, size)
 
 
 def silent_modules(state: State) -> frozenset[ModuleName]:

@@ -209,7 +209,7 @@ async def test_a_report_that_was_not_acknowledged_is_sent_again_on_the_next_conn
 async def test_on_trial_nothing_is_asked_and_the_module_is_not_informed(tmp_path: Path, phase: Phase) -> None:
     cloud = FakeCloud()
     board = Board(B, B, (SlotView(A, True, 3, True), SlotView(B, True, 2, False)))
-    state = _state(board=board, deployment=_deployment(phase=phase, activations=1, on_trial=True))
+    state = _state(board=board, deployment=_deployment(phase=phase, switched=True, activations=1, on_trial=True))
     async with reporting(tmp_path, state, cloud) as (coordinator, telemetry):
         cloud.come()
         await _settled(coordinator, telemetry)
@@ -221,7 +221,7 @@ async def test_an_inform_owed_from_before_a_trial_waits_for_its_end(tmp_path: Pa
     """It would tell the version that runs now: the one on trial."""
     cloud = FakeCloud()
     board = Board(B, B, (SlotView(A, True, 3, True), SlotView(B, True, 2, False)))
-    trial = _deployment(phase=Phase.CONFIRMING, activations=1, on_trial=True)
+    trial = _deployment(phase=Phase.CONFIRMING, switched=True, activations=1, on_trial=True)
     state = _state(board=board, deployment=trial, outbox=(Inform(1, DEFAULT_MODULE),))
     async with reporting(tmp_path, state, cloud) as (coordinator, telemetry):
         cloud.come()
@@ -233,7 +233,7 @@ async def test_an_inform_owed_from_before_a_trial_waits_for_its_end(tmp_path: Pa
 async def test_nothing_is_told_from_memory_before_the_machine_has_been_looked_at(tmp_path: Path) -> None:
     """Memory says rebooting, evidence says the new version: telling it now would end the job as succeeded."""
     cloud = FakeCloud()
-    state = _state(deployment=_deployment(phase=Phase.REBOOTING, activations=1))
+    state = _state(deployment=_deployment(phase=Phase.REBOOTING, switched=True, activations=1))
     async with reporting(tmp_path, state, cloud, begun=False) as (_, telemetry):
         cloud.come()
         telemetry.touch()
@@ -270,9 +270,12 @@ async def test_progress_is_thinned_and_follows_the_checkpoint(tmp_path: Path) ->
             id="half installed",
         ),
         pytest.param(_deployment(phase=Phase.INSTALLING, idle_starts=1), None, 98, id="installing after a restart"),
-        pytest.param(_deployment(phase=Phase.REBOOTING, activations=1), None, 99, id="rebooting"),
+        pytest.param(_deployment(phase=Phase.REBOOTING, switched=True, activations=1), None, 99, id="rebooting"),
         pytest.param(
-            _deployment(phase=Phase.DOWNLOADING, activations=1), None, 99, id="checked again after the switch"
+            _deployment(phase=Phase.DOWNLOADING, switched=True, activations=1),
+            None,
+            99,
+            id="checked again after the switch",
         ),
         pytest.param(_deployment(phase=Phase.ROLLING_BACK), None, None, id="rolling back"),
         pytest.param(

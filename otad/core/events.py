@@ -19,6 +19,10 @@ class Started:
     at: int
 
 
+PUSHED = "push:"
+"""So begins the `offer` of a message that nobody asked for. Only that comes late: an answer says what holds now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Noticed:
     """A package was offered. Equal `offer` values are the same message heard twice."""
@@ -97,8 +101,9 @@ class MarkGoodRequested:
 
 @dataclass(frozen=True, slots=True)
 class RollBackRequested:
-    """Go back to the other slot; `module` and `version` are what the booted one is, by evidence."""
+    """Go back to the other slot. `board` as it is now; `module` and `version` are what is booted, by evidence."""
 
+    board: Board
     module: ModuleName
     version: str | None
     at: int

@@ -122,8 +122,10 @@ class Deployment:
     fetched: int = 0  # bytes brought over the network, for history
     resumed: int = 0  # times the transfer went on from what was there, for status and history
     idle_starts: int = 0  # resumes: starts since the last new checkpoint
-    activations: int = 0  # counted before the switch; see step._started_after_the_switch
-    on_trial: bool = False  # the target has been seen booted
+    switched: bool = False  # the boot loader may hold the target as primary
+    activations: int = 0  # switches that a boot may have tried; counted before the switch
+    untried: bool = False  # there was no boot since the last of them
+    on_trial: bool = False  # the target has been seen booted, not yet confirmed
     online_before: bool = False  # the old system had a session in the hour before the reboot
     by_hand: bool = False  # `otad mark-good` stands for the health checks
     reason: Failure | None = None  # the last failure, and why we are rolling back
@@ -227,6 +229,7 @@ class State:
     outbox: tuple[Report, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     tainted: tuple[Slot, ...] = ()  # slots that hold a refused package: never marked good by idle work
+    honoured: tuple[str, ...] = ()  # pushed offers that began a deployment: a late duplicate begins none
     unfiled: tuple[Ended, ...] = ()  # ended, and not yet in the history file
     last: Ended | None = None
 

@@ -19,11 +19,13 @@ Whatever affects a transition is in this file. Rules that compete are decided he
   | target | trial | any of these | on trial (power may fail between "set primary" and the save) |
   | target | confirmed | confirming | cut during confirm: finish the bookkeeping |
 
-  A check that is made again after a switch stands in `downloading` or `installing` with `activations` counted: until
-  its work has marked the target bad, the boot loader may still boot it. So it is read by this table, too.
+  A check that is made again after a switch stands in `downloading` or `installing`, `switched`: until its work has
+  marked the target bad, the boot loader may still boot it. So it is read by this table, too.
 
 - Success is step 100 and then the inform, and only after mark-good. A rollback is over, and is reported, only when the
   old slot is seen booted: the negative step first, then the inform.
+- A system that is left by hand, with no package as the reason, stays good in the store until the other one runs. If
+  that one does not come up it is the one rolled back, and what was left is as trusted as it was before.
 - At most one outcome per deployment. Superseded says nothing: its step could hit the job that replaced it. A local
   deployment only informs in the end.
 """
@@ -33,6 +35,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from otad.core.events import (
+    PUSHED,
     CancelRequested,
     Checkpointed,
     Delivered,
@@ -65,7 +68,6 @@ from otad.core.model import (
     PlaceKind,
     Refusal,
     Slot,
-    SlotView,
     State,
     Step,
 )
@@ -78,6 +80,7 @@ REFUSALS_MAX = 16
 OUTBOX_MAX = 64
 """Beyond this no more refusals are answered: only a flood of bad offers gets there."""
 UNFILED_MAX = 64
+HONOURED_MAX = 16
 DETAIL_CHARACTERS = 500
 """Of a failure's detail no more is kept: many of them must fit into a state file that can be read back."""
 SESSION_ROLLBACKS_MAX = 3
@@ -132,20 +135,22 @@ def _started(state: State, event: Started) -> State:
     deployment = replace(deployment, run=deployment.run + 1)
     match deployment.phase:
         case Phase.DOWNLOADING | Phase.INSTALLING if is_before_the_switch(deployment):
-            return _started_before_the_switch(state, deployment, event.board, booted)
+            return _started_before_the_switch(state, deployment, event, booted)
         case Phase.DOWNLOADING | Phase.INSTALLING | Phase.ACTIVATING | Phase.REBOOTING | Phase.CONFIRMING:
             return _started_after_the_switch(state, deployment, event, booted, same_boot)
+        case Phase.ROLLING_BACK if not same_boot and _was_left_in_vain(deployment, event.board):
+            return _stayed(state, deployment, booted)
         case Phase.ROLLING_BACK:
             return replace(state, deployment=replace(deployment, idle_starts=deployment.idle_starts + 1))
         case _:
             assert_never(deployment.phase)
 
 
-def _started_before_the_switch(state: State, deployment: Deployment, board: Board, booted: Slot) -> State:
+def _started_before_the_switch(state: State, deployment: Deployment, event: Started, booted: Slot) -> State:
     if booted == deployment.target:
-        # Somebody booted the slot we were writing by other means: write the other one, from the start.
-        other = board.other(booted) or deployment.old
-        return replace(state, deployment=replace(_from_zero(deployment), old=booted, target=other))
+        reason = Failure(Code.SLOT, f"slot {booted} was booted by other means while it was being written")
+        # Says nothing to the platform, which offers the package again. Memory does not vouch for what runs now.
+        return _recovered(_end(state, deployment, Outcome.SUPERSEDED, reason, event.at), event, booted, known=False)
     return replace(state, deployment=_gone_on(replace(deployment, old=booted)))
 
 
@@ -171,10 +176,13 @@ def _started_after_the_switch(
     if phase == Phase.CONFIRMING:
         return _rolling_back(state, deployment, _fell_back(deployment), event.at)
     is_bad = target is not None and not target.good
-    if phase == Phase.ACTIVATING and is_bad:  # counted, and not carried out
-        return replace(state, deployment=_check_again(replace(deployment, activations=deployment.activations - 1)))
-    if same_boot or (is_bad and phase in (Phase.DOWNLOADING, Phase.INSTALLING)):
+    if is_bad and phase != Phase.REBOOTING:  # not switched, or no longer
+        activations = deployment.activations - deployment.untried
+        not_switched = replace(deployment, switched=False, activations=activations, untried=False)
+        return replace(state, deployment=_check_again(not_switched))
+    if same_boot:
         return replace(state, deployment=_check_again(deployment))
+    deployment = replace(deployment, untried=False)
     used_up = target is None or is_bad or target.attempts_left == 0
     if used_up or deployment.activations >= ACTIVATIONS_MAX:
         return _rolling_back(state, deployment, _fell_back(deployment), event.at)
@@ -195,6 +203,29 @@ def _fell_back(deployment: Deployment) -> Failure:
     else:
         detail = f"slot {deployment.target} did not come up; the boot loader returned to {deployment.old}"
     return Failure(Code.FELL_BACK, detail)
+
+
+def _was_left_in_vain(deployment: Deployment, board: Board) -> bool:
+    """A rollback that no package is the reason of, ordered by hand, and the slot that was to be left is booted again.
+
+    If the power failed before the other slot was primary it has not been tried: then it is gone on with, once.
+    """
+    by_hand = deployment.reason is not None and deployment.reason.code == Code.ROLLED_BACK
+    tried = board.primary == deployment.old or deployment.idle_starts > 0
+    return by_hand and deployment.notice.origin == Origin.RECOVERED and board.booted == deployment.target and tried
+
+
+def _stayed(state: State, deployment: Deployment, booted: Slot) -> State:
+    """The system that was to be left is what there is. If it was confirmed, it still is; if not, it stays unconfirmed.
+
+    Now the other slot is rolled back: the store is put right as after any slot that did not come up.
+    """
+    reason = Failure(Code.FELL_BACK, f"slot {deployment.old} did not come up; staying on {booted}")
+    turned = replace(deployment, old=booted, target=deployment.old, on_trial=False, reason=reason)
+    state = _tainted(replace(state, deployment=turned), turned.target)
+    if deployment.on_trial:
+        return state
+    return replace(state, tainted=tuple(slot for slot in state.tainted if slot != booted))
 
 
 def _recovered(state: State, event: Started, booted: Slot, known: bool) -> State:
@@ -231,7 +262,7 @@ def _begin_recovered(
         target=target,
         began=at,
         tries_allowed=1,
-        on_trial=True,
+        on_trial=phase == Phase.CONFIRMING or target in state.tainted,
         reason=reason,
     )
     return replace(state, serial=serial, deployment=deployment)
@@ -254,7 +285,8 @@ class Verdict(StrEnum):
     RUNNING = "running"  # this version runs already: answered by an inform
     REFUSED = "refused"  # answered by the step that refused it
     TOO_LATE = "too_late"  # another one is past the point of no return; asked for again when it ends
-    BUSY = "busy"  # another module's, or a local one, is under way; asked for again when it ends
+    BUSY = "busy"  # another one is under way that must not be disturbed; asked for again when it ends
+    HEARD = "heard"  # the same message again, late: it has been honoured
     NOT_OURS = "not_ours"  # the booted slot is none of ours, or there is no second one
 
 
@@ -263,6 +295,8 @@ def verdict(state: State, event: Noticed) -> Verdict:
     identity, current = event.notice.identity, state.deployment
     if current is not None and current.notice.identity == identity:
         return Verdict.SAME
+    if _honour(event) in state.honoured:
+        return Verdict.HEARD
     if current is not None and current.notice.identity.module != identity.module:
         return Verdict.BUSY
     if current is not None and not is_before_the_switch(current):
@@ -271,7 +305,8 @@ def verdict(state: State, event: Noticed) -> Verdict:
         return Verdict.RUNNING
     refusal = state.refusal(identity.key)
     if refusal is not None and not _has_lapsed(refusal, event.at) and event.notice.origin == Origin.PLATFORM:
-        return Verdict.REFUSED
+        # A step would hit the job of the deployment under way; it is offered again afterwards.
+        return Verdict.REFUSED if current is None else Verdict.BUSY
     if state.board is None or state.board.booted is None or state.board.other(state.board.booted) is None:
         return Verdict.NOT_OURS
     if current is not None:
@@ -281,8 +316,13 @@ def verdict(state: State, event: Noticed) -> Verdict:
 
 
 def is_before_the_switch(deployment: Deployment) -> bool:
-    """It can still be canceled or superseded: the boot loader has never been told of the target."""
-    return deployment.phase in (Phase.DOWNLOADING, Phase.INSTALLING) and deployment.activations == 0
+    """It can still be canceled or superseded: the boot loader does not hold the target as primary."""
+    return deployment.phase in (Phase.DOWNLOADING, Phase.INSTALLING) and not deployment.switched
+
+
+def _honour(event: Noticed) -> str:
+    """What makes a late duplicate known: message and package, since some platforms number all messages alike."""
+    return f"{event.offer} {event.notice.identity.key}"
 
 
 def _has_lapsed(refusal: Refusal, at: int) -> bool:
@@ -308,7 +348,7 @@ def _noticed(state: State, event: Noticed) -> State:
             return _begin(_end(state, current, Outcome.SUPERSEDED, reason, event.at), event)
         case Verdict.BEGIN:
             return _begin(state, event)
-        case Verdict.TOO_LATE | Verdict.BUSY | Verdict.NOT_OURS:
+        case Verdict.TOO_LATE | Verdict.BUSY | Verdict.HEARD | Verdict.NOT_OURS:
             return state
         case _:
             assert_never(meaning)
@@ -329,7 +369,9 @@ def _begin(state: State, event: Noticed) -> State:
         began=event.at,
         tries_allowed=event.tries_allowed,
     )
-    return replace(state, serial=serial, deployment=deployment)
+    honours = (_honour(event),) if event.offer.startswith(PUSHED) else ()
+    honoured = (*state.honoured, *honours)[-HONOURED_MAX:]
+    return replace(state, serial=serial, deployment=deployment, honoured=honoured)
 
 
 def _rejected(state: State, event: Rejected) -> State:
@@ -341,7 +383,8 @@ def _rejected(state: State, event: Rejected) -> State:
         failure = _kept(event.failure)
         desc = short(str(failure))
         refusal = Refusal(event.key, event.module, event.version, -1, desc, failure, event.at)
-        state = _with_refusal(state, refusal)
+        state = _with_refusal(replace(state, serial=state.serial + 1), refusal)
+        state = _filed(state, _never_begun(state, event, failure))
     return _answer_refused(state, refusal, event.offer, None)
 
 
@@ -361,8 +404,28 @@ def _answer_refused(state: State, refusal: Refusal, offer: str, identity: Identi
 
 
 def _with_refusal(state: State, refusal: Refusal) -> State:
-    others = tuple(r for r in state.refusals if r.key != refusal.key)
-    return replace(state, refusals=(*others, refusal)[-REFUSALS_MAX:])
+    """Remember it. When there are too many the oldest goes, but offers that could not be carried out go first."""
+    others = [r for r in state.refusals if r.key != refusal.key]
+    if len(others) >= REFUSALS_MAX:
+        cheap = (r for r in others if r.failure.code in (Code.MALFORMED, Code.UNSUPPORTED))
+        others.remove(next(cheap, others[0]))
+    return replace(state, refusals=(*others, refusal))
+
+
+def _never_begun(state: State, event: Rejected, failure: Failure) -> Ended:
+    return Ended(
+        id=_deployment_id(state.serial, event.at),
+        module=event.module,
+        version=event.version,
+        origin=Origin.PLATFORM,
+        outcome=Outcome.REFUSED,
+        failure=failure,
+        began=event.at,
+        ended=event.at,
+        bytes=0,
+        resumed=0,
+        tries=0,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- results
@@ -406,7 +469,9 @@ def _finished(state: State, event: Finished) -> State:
                 deployment=replace(
                     deployment,
                     phase=Phase.ACTIVATING,
-                    activations=deployment.activations + 1,
+                    switched=True,
+                    activations=deployment.activations + (not deployment.untried),
+                    untried=True,
                     online_before=event.online,
                     reason=None,
                 ),
@@ -435,7 +500,8 @@ def _failed(state: State, event: Failed) -> State:
         case Phase.ACTIVATING | Phase.REBOOTING:
             return _rolling_back(state, deployment, failure, event.at)
         case Phase.CONFIRMING:
-            if _can_return(state, deployment):
+            assert state.board is not None
+            if _can_return(state.board, deployment):
                 return _rolling_back(state, deployment, failure, event.at)
             return _nowhere_to_go(state, deployment, failure, event.at)
         case Phase.ROLLING_BACK:
@@ -456,7 +522,7 @@ def _failed_before_the_switch(state: State, deployment: Deployment, failure: Fai
         if failure.code in (Code.DIGEST, Code.CONTENT):
             deployment = _from_zero(deployment)
         return replace(state, deployment=replace(deployment, run=deployment.run + 1))
-    if deployment.activations > 0:
+    if deployment.switched:
         return _rolling_back(state, deployment, failure, at)  # the boot loader may hold the target as primary
     state = _refuse(state, deployment, failure, at)
     return _end(state, deployment, Outcome.FAILED, failure, at, step_for(failure))
@@ -490,9 +556,9 @@ def _tainted(state: State, slot: Slot) -> State:
     return replace(state, tainted=(*(other for other in state.tainted if other != slot), slot))
 
 
-def _can_return(state: State, deployment: Deployment) -> bool:
+def _can_return(board: Board, deployment: Deployment) -> bool:
     """The old slot is known to boot: our memory or the boot loader's says that it has. Else it may be an empty one."""
-    old = state.board.view(deployment.old) if state.board else None
+    old = board.view(deployment.old)
     remembered = deployment.notice.origin != Origin.RECOVERED
     return old is not None and old.good and (remembered or old.confirmed is True)
 
@@ -509,7 +575,8 @@ def _rolled_back(state: State, deployment: Deployment, at: int) -> State:
         return state
     reason = deployment.reason or Failure(Code.UNKNOWN, "rolled back")
     never_ran = not deployment.on_trial and reason.code not in (Code.FELL_BACK, Code.ROLLED_BACK)
-    outcome = Outcome.FAILED if never_ran else Outcome.ROLLED_BACK
+    stayed = not deployment.on_trial and (deployment.notice.origin, reason.code) == (Origin.RECOVERED, Code.FELL_BACK)
+    outcome = Outcome.FAILED if never_ran or stayed else Outcome.ROLLED_BACK
     state = _end(state, deployment, outcome, reason, at, step_for(reason))
     return _owe_inform(state, deployment.notice.identity.module)
 
@@ -553,21 +620,21 @@ def objection(state: State, request: Request) -> str | None:
                 return f"too late: rolling back to slot {deployment.old}"
             return None
         case RollBackRequested():
-            return _objection_to_roll_back(state)
+            return _objection_to_roll_back(state, request.board)
         case _:
             assert_never(request)
 
 
-def _objection_to_roll_back(state: State) -> str | None:
-    deployment, board = state.deployment, state.board
-    if board is None or board.booted is None:
+def _objection_to_roll_back(state: State, board: Board) -> str | None:
+    deployment = state.deployment
+    if board.booted is None:
         return "nothing to roll back: the booted slot is none of otad's"
     if deployment is not None:
         if is_before_the_switch(deployment):
             return "nothing to roll back: the new system has not been activated; `otad cancel` ends the deployment"
         if deployment.phase == Phase.ROLLING_BACK:
             return f"nothing to do: rolling back to slot {deployment.old} already"
-        if deployment.phase != Phase.CONFIRMING or _can_return(state, deployment):
+        if deployment.phase != Phase.CONFIRMING or _can_return(board, deployment):
             return None
     other = deployment.old if deployment is not None else board.other(board.booted)
     view = board.view(other) if other is not None else None
@@ -588,7 +655,8 @@ def _requested(state: State, request: Request) -> State:
                 state = _refuse(state, deployment, failure, request.at)
             return _end(state, deployment, Outcome.CANCELED, failure, request.at, step_for(failure))
         case RetryRequested():
-            return replace(state, refusals=())  # a slot stays tainted: only mark-good clears it
+            # Whatever message it comes by. A slot stays tainted: only mark-good clears it.
+            return replace(state, refusals=(), honoured=())
         case RebootRequested():
             assert deployment is not None
             return replace(state, deployment=replace(deployment, run=deployment.run + 1))
@@ -602,9 +670,9 @@ def _requested(state: State, request: Request) -> State:
             failure = Failure(Code.ROLLED_BACK, "rolled back on the gateway by hand")
             if deployment is not None:
                 return _rolling_back(state, deployment, failure, request.at)
-            assert state.board is not None
-            assert state.board.booted is not None
-            booted, other = state.board.booted, state.board.other(state.board.booted)
+            booted = request.board.booted
+            assert booted is not None
+            other = request.board.other(booted)
             assert other is not None
             state = _begin_recovered(
                 state,
@@ -707,17 +775,12 @@ def _end(
         resumed=deployment.resumed,
         tries=deployment.tries,
     )
-    state = replace(state, deployment=None, last=ended, unfiled=(*state.unfiled, ended)[-UNFILED_MAX:])
-    if outcome != Outcome.SUCCEEDED:
-        state = _written_off(state, deployment.target)
+    state = _filed(replace(state, deployment=None, last=ended), ended)
     if number is not None and origin == Origin.PLATFORM:
         state = _owe_step(state, identity.module, number, short(str(failure)), identity)
     return state
 
 
-def _written_off(state: State, slot: Slot) -> State:
-    """The board was read at the start and may still call this slot good: nobody returns to it by hand."""
-    if state.board is None:
-        return state
-    views = (SlotView(v.name, False, 0, False) if v.name == slot else v for v in state.board.slots)
-    return replace(state, board=replace(state.board, slots=tuple(views)))
+def _filed(state: State, ended: Ended) -> State:
+    """It waits for its line of history."""
+    return replace(state, unfiled=(*state.unfiled, ended)[-UNFILED_MAX:])

@@ -32,7 +32,7 @@ from otad.core.model import (
     State,
     Step,
 )
-from otad.core.step import DETAIL_CHARACTERS, OUTBOX_MAX, REFUSALS_MAX, UNFILED_MAX
+from otad.core.step import DETAIL_CHARACTERS, HONOURED_MAX, OUTBOX_MAX, REFUSALS_MAX, UNFILED_MAX
 from otad.errors import Code, Failure
 
 A, B = Slot("a"), Slot("b")
@@ -69,6 +69,7 @@ FULL = State(
     ),
     refusals=(Refusal("key", DEFAULT_MODULE, "1", -1, "why", FAILURE, 1, "offer", 2, 86400),),
     tainted=(B,),
+    honoured=("push:1 default|2.0|9|-",),
     unfiled=(ENDED, replace(ENDED, failure=None)),
     last=ENDED,
 )
@@ -115,11 +116,11 @@ def test_a_report_says_its_kind() -> None:
 
 def test_a_file_of_an_older_otad_lacks_keys_that_have_defaults() -> None:
     def older(plain: Any) -> None:
-        for name in ("idle_starts", "by_hand", "online_before", "etag_url"):
+        for name in ("idle_starts", "by_hand", "online_before", "etag_url", "switched", "untried"):
             del plain["deployment"][name]
-        del plain["tainted"]
+        del plain["tainted"], plain["honoured"]
 
-    assert decode(altered(older)) == replace(FULL, tainted=())
+    assert decode(altered(older)) == replace(FULL, tainted=(), honoured=())
 
 
 def test_a_file_of_a_newer_otad_has_keys_that_are_passed_over() -> None:
@@ -153,6 +154,7 @@ def test_the_largest_state_can_be_read_back() -> None:
             Refusal(f"{n}", DEFAULT_MODULE, "v" * 64, -1, text * 128, failure, 0, "o" * 256)
             for n in range(REFUSALS_MAX)
         ),
+        honoured=(text * 64 + identity.key,) * HONOURED_MAX,
         unfiled=(ended,) * UNFILED_MAX,
         last=ended,
     )
@@ -201,6 +203,7 @@ WRONG_TYPES: list[tuple[str, Any, str]] = [
     ("outbox.0.step", "-1", "state.outbox[0].step: '-1': not of type int"),
     ("refusals.0.lapses", "never", "state.refusals[0].lapses: 'never': not of type int"),
     ("tainted.0", 1, "state.tainted[0]: 1: not of type str"),
+    ("honoured.0", None, "state.honoured[0]: None: not of type str"),
     ("unfiled.1.outcome", "meh", "state.unfiled[1].outcome: 'meh': none of the words of Outcome"),
     ("last.began", 1.5, "state.last.began: 1.5: not of type int"),
 ]

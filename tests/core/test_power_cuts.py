@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world import CountingLoader, Incident, Loader, OneShotLoader, System, Temper, Told, World
+from world import A, B, CountingLoader, Incident, Loader, OneShotLoader, System, Temper, Told, World
 
 from otad.core.model import Outcome
 
@@ -150,6 +150,46 @@ def test_a_package_that_replaces_another_one_runs_in_the_end(temper: Temper) -> 
             assert Told(-1, None) not in world.told
 
 
+@pytest.mark.parametrize("replaced", [{}, {8: Incident.SUPERSEDE}], ids=["", "its package has been replaced"])
+def test_a_late_duplicate_of_the_first_message_changes_nothing(replaced: dict[int, Incident]) -> None:
+    undisturbed = World(System("2"), incidents=replaced).run()
+    for at in range(min(9, 8 + len(replaced)), undisturbed.operations + 1):
+        world = World(System("2"), incidents={**replaced, at: Incident.ECHO}).run()
+
+        assert (world.told, world.ended) == (undisturbed.told, undisturbed.ended)
+
+
+@every_loader
+@every_board
+@pytest.mark.parametrize("temper", [Temper.GOOD, Temper.DEAD])
+def test_left_by_hand_a_confirmed_system_gives_way_only_to_one_that_comes_up(
+    temper: Temper, tells_confirmed: bool, loader: str
+) -> None:
+    """Where the boot loader cannot tell, nobody knows what the other slot holds until it is tried."""
+
+    def play(incidents: dict[int, Incident]) -> World:
+        of_loader = a_loader(loader, tells_confirmed)
+        of_loader.mark_good(B)
+        of_loader.mark_good(A)
+        return World(System("1"), of_loader, other=System("0", temper), incidents=incidents).run()
+
+    left = {play({}).operations: Incident.ROLL_BACK}
+    undisturbed = play(left)
+    wanted = ("0", Outcome.ROLLED_BACK) if temper == Temper.GOOD else ("1", Outcome.FAILED)
+    assert (undisturbed.running.version, undisturbed.outcome("1")) == wanted
+
+    ordered = min(left) + 2  # an order that is not saved yet may be lost
+    for at in range(ordered, undisturbed.operations + 1):
+        for incident in (Incident.POWER_CUT, Incident.DEATH):
+            world = play({**left, at: incident})
+
+            # A boot loader that gives one chance takes a cut before the reboot for a slot that did not come up.
+            stays = loader == "one-shot" and incident == Incident.POWER_CUT and world.outcome("1") == Outcome.FAILED
+            assert (world.running.version, world.outcome("1")) == (("1", Outcome.FAILED) if stays else wanted)
+            assert world.running.temper == Temper.GOOD
+            assert world.loader.entries[world.booted].confirmed
+
+
 def test_marked_good_by_hand_a_system_stays_although_its_health_check_says_no() -> None:
     operations = World(System("2", Temper.UNHEALTHY)).run().operations
     worlds = [World(System("2", Temper.UNHEALTHY), incidents={at: Incident.MARK_GOOD}) for at in range(1, operations)]
@@ -166,19 +206,21 @@ def test_marked_good_by_hand_a_system_stays_although_its_health_check_says_no() 
     loader=st.sampled_from(sorted(LOADERS)),
     tells_confirmed=st.booleans(),
     raw=st.booleans(),
+    other=st.sampled_from([Temper.GOOD, Temper.DEAD]),
     incidents=st.dictionaries(st.integers(1, 70), st.sampled_from(Incident), max_size=7),
 )
 def test_whatever_happens_it_comes_to_rest_on_a_good_slot(
-    temper: Temper, loader: str, tells_confirmed: bool, raw: bool, incidents: dict[int, Incident]
+    temper: Temper, loader: str, tells_confirmed: bool, raw: bool, other: Temper, incidents: dict[int, Incident]
 ) -> None:
     owners_risk = set()
-    if not tells_confirmed:
-        owners_risk.add(Incident.ROLL_BACK)  # nobody knows what the other slot holds
     if temper == Temper.CRASHES:
         owners_risk.add(Incident.MARK_GOOD)  # then it resets for ever
+        if not tells_confirmed and Incident.AMNESIA in incidents.values():
+            owners_risk.add(Incident.ROLL_BACK)  # nobody remembers that the other slot is refused: the same
     incidents = {at: incident for at, incident in incidents.items() if incident not in owners_risk}
 
-    world = World(System("2", temper), a_loader(loader, tells_confirmed), raw=raw, incidents=incidents).run()
+    of_loader, old = a_loader(loader, tells_confirmed), System("0", other)
+    world = World(System("2", temper), of_loader, raw=raw, other=old, incidents=incidents).run()
 
     if not world.forgot and not world.by_hand:
         assert world.running.temper == Temper.GOOD

@@ -8,11 +8,12 @@ small orders, resolved against the state of the moment, so that a failing one sh
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from otad.core.codec import decode, encode
 from otad.core.events import (
+    PUSHED,
     CancelRequested,
     Checkpointed,
     Delivered,
@@ -50,6 +51,8 @@ from otad.core.model import (
     Step,
 )
 from otad.core.step import (
+    ACTIVATIONS_MAX,
+    HONOURED_MAX,
     OUTBOX_MAX,
     REFUSALS_MAX,
     UNFILED_MAX,
@@ -127,11 +130,11 @@ orders: st.SearchStrategy[Order] = st.one_of(
     st.builds(
         lambda number, offer, origin, running: (
             lambda _s, _w, at: Noticed(
-                Notice(identity(number), f"https://x/{offer}", origin), f"offer-{offer}", f"{running}.0", 2, at
+                Notice(identity(number), f"https://x/{offer}", origin), offer, f"{running}.0", 2, at
             )
         ),
         st.integers(1, 3),
-        st.integers(0, 2),
+        st.sampled_from(["get:1", "get:2", "push:1", "push:2"]),
         st.sampled_from([Origin.PLATFORM, Origin.PLATFORM, Origin.LOCAL]),
         st.integers(0, 3),
     ),
@@ -156,13 +159,20 @@ orders: st.SearchStrategy[Order] = st.one_of(
     st.builds(lambda back, online: lambda s, w, at: Finished(some_work(s, w, back), at, online), BACK, st.booleans()),
     st.builds(lambda back, online: lambda s, w, at: Finished(some_work(s, w, back), at, online), BACK, st.booleans()),
     st.builds(lambda back, failure: lambda s, w, at: Failed(some_work(s, w, back), failure, at), BACK, failures),
+    st.builds(  # what the boot loader holds may have changed since the start; what is booted may not
+        lambda shown: (
+            lambda s, _w, at: RollBackRequested(
+                replace(shown, booted=s.board.booted if s.board else None), DEFAULT_MODULE, "2.0", at
+            )
+        ),
+        boards(),
+    ),
     st.sampled_from(
         [
             lambda _s, _w, at: CancelRequested(at),
             lambda _s, _w, at: RetryRequested(at),
             lambda _s, _w, at: RebootRequested(at),
             lambda _s, _w, at: MarkGoodRequested(at),
-            lambda _s, _w, at: RollBackRequested(DEFAULT_MODULE, "2.0", at),
             lambda s, _w, _at: Delivered(s.outbox[0].serial if s.outbox else 99),
             lambda s, _w, _at: Filed(s.unfiled[0].id if s.unfiled else DeploymentId("none")),
         ]
@@ -178,6 +188,8 @@ class History:
     works: list[Work] = field(default_factory=list)
     outcomes: dict[DeploymentId, Outcome] = field(default_factory=dict)
     proven: Work | None = None
+    heard: set[tuple[str, Identity]] = field(default_factory=set)
+    lines: set[DeploymentId] = field(default_factory=set)
 
     def play(self, event: Event) -> None:
         before, self.state = self.state, step(self.state, event)
@@ -243,6 +255,8 @@ class History:
         else:
             assert all(report.step < 0 for report in steps)
             assert not steps or isinstance(event, Noticed | Rejected)
+            modules = {report.module for report in steps}
+            assert before.deployment is None or before.deployment.notice.identity.module not in modules, "the wrong job"
             assert not any(isinstance(report, Inform) for report in owed) or isinstance(event, Noticed)
 
     def check_offers(self, before: State, event: Event) -> None:
@@ -250,8 +264,15 @@ class History:
         began = self.state.deployment is not None and (
             before.deployment is None or before.deployment.id != self.state.deployment.id
         )
+        if isinstance(event, RetryRequested):
+            self.heard.clear()
         if isinstance(event, Noticed):
             assert began == (verdict(before, event) in (Verdict.BEGIN, Verdict.SUPERSEDE))
+            message = (event.offer, event.notice.identity)
+            if message in self.heard:
+                assert replace(self.state, deployment=before.deployment) == before, "a late duplicate changes something"
+            if began and event.offer.startswith(PUSHED):
+                self.heard.add(message)
             refusal = before.refusal(event.notice.identity.key)
             if began and refusal is not None and event.notice.origin == Origin.PLATFORM:
                 assert refusal.lapses is not None
@@ -312,6 +333,12 @@ class History:
         assert len(state.refusals) <= REFUSALS_MAX
         assert len(state.unfiled) <= UNFILED_MAX
         assert len(state.outbox) <= OUTBOX_MAX + 2
+        assert len(state.honoured) <= HONOURED_MAX
+        assert len(set(state.honoured)) == len(state.honoured)
+        anew = [line.id for line in state.unfiled if line not in before.unfiled]
+        assert len(anew) <= 1
+        assert not self.lines & set(anew), "a line of history of the same name"
+        self.lines |= set(anew)
         assert len({refusal.key for refusal in state.refusals}) == len(state.refusals)
         assert len(set(state.tainted)) == len(state.tainted)
         serials = [report.serial for report in state.outbox]
@@ -321,7 +348,10 @@ class History:
         if deployment is not None:
             assert deployment.tries <= deployment.tries_allowed
             assert deployment.peak >= deployment.checkpoint
-            assert deployment.activations >= 0
+            assert deployment.activations - deployment.untried >= 0
+            assert deployment.activations <= ACTIVATIONS_MAX
+            assert deployment.switched or deployment.phase not in (Phase.ACTIVATING, Phase.REBOOTING)
+            assert deployment.switched or not deployment.untried
             same = before.deployment is not None and before.deployment.id == deployment.id
             if same and before.deployment is not None:
                 assert deployment.run >= before.deployment.run
@@ -363,10 +393,19 @@ def test_a_restart_on_the_same_machine_asks_for_the_same_work(history: list[Orde
     start = Started(BootId("boot-9"), shown, DEFAULT_MODULE, "2.0", 99)
 
     once = step(played.state, start)
+    assume(not is_marked_good_on_trial(once))  # that says something new: the gate has been passed
     twice = step(once, start)
 
     assert type(work_for(once)) is type(work_for(twice))
     assert phase_of(once.deployment) == phase_of(twice.deployment)
+
+
+def is_marked_good_on_trial(state: State) -> bool:
+    deployment = state.deployment
+    shown = state.board.view(deployment.target) if state.board is not None and deployment is not None else None
+    return (
+        is_on_trial(state) and phase_of(deployment) == Phase.CONFIRMING and shown is not None and bool(shown.confirmed)
+    )
 
 
 def phase_of(deployment: Deployment | None) -> Phase | None:

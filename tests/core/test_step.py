@@ -50,6 +50,7 @@ from otad.core.model import (
 from otad.core.step import (
     DAY_S,
     DETAIL_CHARACTERS,
+    HONOURED_MAX,
     OUTBOX_MAX,
     REFUSALS_MAX,
     UNFILED_MAX,
@@ -107,9 +108,12 @@ def at_rest(**members: Any) -> State:
 
 
 def deployed(phase: Phase = Phase.DOWNLOADING, origin: Origin = Origin.PLATFORM, **members: Any) -> Deployment:
+    """Past the switch, as the rows that count an activation are, the boot loader may hold the target."""
     identity = members.pop("identity", TWO)
+    switched = members.get("activations", 0) > 0
+    untried = switched and phase in (Phase.ACTIVATING, Phase.REBOOTING)
     base = Deployment(ID, Notice(identity, "https://x/2", origin), phase, A, B, 100, 3)
-    return replace(base, **members)
+    return replace(base, **{"switched": switched, "untried": untried, **members})
 
 
 def under_way(phase: Phase = Phase.DOWNLOADING, origin: Origin = Origin.PLATFORM, **members: Any) -> State:
@@ -128,7 +132,8 @@ def recovered(target: Slot = B, phase: Phase = Phase.CONFIRMING, **members: Any)
     """What is made of a system found without memory."""
     old = A if target == B else B
     notice = Notice(UNREMEMBERED, "", Origin.RECOVERED)
-    return Deployment(DeploymentId("c8-2"), notice, phase, old, target, NOW, 1, on_trial=True, **members)
+    members = {"on_trial": phase == Phase.CONFIRMING, **members}
+    return Deployment(DeploymentId("c8-2"), notice, phase, old, target, NOW, 1, **members)
 
 
 def changed(state: State, **members: Any) -> State:
@@ -137,13 +142,10 @@ def changed(state: State, **members: Any) -> State:
     return replace(state, deployment=replace(state.deployment, **members))
 
 
-def ended(
-    state: State, outcome: Outcome, failure: Failure | None, *reports: Report, written_off: bool = True, **members: Any
-) -> State:
+def ended(state: State, outcome: Outcome, failure: Failure | None, *reports: Report, **members: Any) -> State:
     """The state after its deployment has ended like this, owing these reports."""
     deployment = state.deployment
     assert deployment is not None
-    assert state.board is not None
     identity = deployment.notice.identity
     line = Ended(
         id=deployment.id,
@@ -158,9 +160,6 @@ def ended(
         resumed=deployment.resumed,
         tries=deployment.tries,
     )
-    slots = tuple(
-        view(v.name, False, 0, False) if written_off and v.name == deployment.target else v for v in state.board.slots
-    )
     return replace(
         state,
         deployment=None,
@@ -168,7 +167,6 @@ def ended(
         unfiled=(*state.unfiled, line),
         outbox=(*state.outbox, *reports),
         serial=state.serial + len(reports),
-        board=replace(state.board, slots=slots),
         **members,
     )
 
@@ -181,8 +179,15 @@ def started(slots: Board, boot_id: BootId = NEXT_BOOT) -> Started:
     return Started(boot_id, slots, DEFAULT_MODULE, "2.0", NOW)
 
 
-def noticed(identity: Identity = TWO, origin: Origin = Origin.PLATFORM, running: str | None = "1.0") -> Noticed:
-    return Noticed(Notice(identity, "https://x/fresh", origin), "offer-1", running, 3, NOW)
+def noticed(
+    identity: Identity = TWO, origin: Origin = Origin.PLATFORM, running: str | None = "1.0", offer: str = "get:1"
+) -> Noticed:
+    return Noticed(Notice(identity, "https://x/fresh", origin), offer, running, 3, NOW)
+
+
+def roll_back(slots: Board | None = None, version: str | None = "2.0") -> RollBackRequested:
+    """On the gateway as it is now: if not said otherwise, at rest on slot a."""
+    return RollBackRequested(slots or board(), DEFAULT_MODULE, version, NOW)
 
 
 def restarted(state: State, event: Started, **members: Any) -> State:
@@ -230,7 +235,7 @@ def rolling_back(state: State, failure: Failure, number: int = -1, **members: An
 
 def fell_back(state: State, event: Started, failure: Failure) -> State:
     assert state.deployment is not None
-    return rolling_back(restarted(state, event), failure, run=state.deployment.run + 2)
+    return rolling_back(restarted(state, event, untried=False), failure, run=state.deployment.run + 2)
 
 
 def row(name: str, before: State, event: Event, after: State) -> Any:
@@ -247,6 +252,28 @@ OLD_RUNS_USED_UP = started(board(b=USED_UP, primary=B))
 ON_TRIAL = started(board(B, B, b=view(B, True, 2, False)))
 CONFIRMED = started(board(B, B))
 RESCUE = started(board(None))
+BOOTED_BY_OTHER_MEANS = Failure(Code.SLOT, "slot b was booted by other means while it was being written")
+CANNOT_TELL = board(B, B, view(A, confirmed=None), view(B, confirmed=None))
+STAYED = Failure(Code.FELL_BACK, "slot a did not come up; staying on b")
+
+
+def left_by_hand(slots: Board | None = None, **members: Any) -> State:
+    """Slot b runs, and is left by hand, with no package as the reason."""
+    deployment = recovered(phase=Phase.ROLLING_BACK, reason=BY_HAND, **members)
+    return at_rest(serial=2, board=slots or board(B, B), tainted=(A, B), deployment=deployment)
+
+
+def stayed(state: State, event: Started) -> State:
+    """The slot that did not come up is now the one to be marked bad."""
+    return replace(restarted(state, event, old=B, target=A, reason=STAYED), tainted=(A,))
+
+
+def gate(state: State, slots: Board) -> State:
+    """The booted slot b has to pass the health gate, with nothing remembered of how it came there."""
+    serial = state.serial + 1
+    deployment = replace(recovered(), id=DeploymentId(f"c8-{serial}"))
+    return replace(state, serial=serial, boot_id=NEXT_BOOT, board=slots, deployment=deployment)
+
 
 STARTS = [
     row(
@@ -322,16 +349,22 @@ STARTS = [
         restarted(under_way(Phase.INSTALLING, **STAGED), OLD_RUNS_TARGET_BAD, **GONE_ON),
     ),
     row(
-        "target booted by other means while downloading: write the other slot, from zero",
-        under_way(**SLOT, etag="e", etag_url="u"),
-        CONFIRMED,
-        restarted(under_way(**SLOT), CONFIRMED, old=B, target=A, **FROM_ZERO),
+        "target booted by other means while downloading: superseded without a step, and the health gate",
+        under_way(**SLOT),
+        ON_TRIAL,
+        gate(ended(restarted(under_way(**SLOT), ON_TRIAL), Outcome.SUPERSEDED, BOOTED_BY_OTHER_MEANS), ON_TRIAL.board),
     ),
     row(
-        "target booted by other means, the only slot left: the former old slot is the target",
+        "target booted by other means while installing, and the boot loader cannot tell: the health gate all the same",
+        under_way(Phase.INSTALLING, **STAGED),
+        started(CANNOT_TELL),
+        gate(ended(under_way(Phase.INSTALLING, **STAGED), Outcome.SUPERSEDED, BOOTED_BY_OTHER_MEANS), CANNOT_TELL),
+    ),
+    row(
+        "target booted by other means and confirmed: superseded without a step, and nothing to prove",
         under_way(),
-        started(Board(B, B, (view(B),))),
-        restarted(under_way(), started(Board(B, B, (view(B),))), old=B, target=A),
+        CONFIRMED,
+        ended(restarted(under_way(), CONFIRMED), Outcome.SUPERSEDED, BOOTED_BY_OTHER_MEANS),
     ),
     row(
         "a third slot booted while downloading: that is the old one now",
@@ -352,6 +385,12 @@ STARTS = [
         restarted(under_way(Phase.INSTALLING, **STAGED), started(board(b=BAD), BOOT)),
     ),
     row(
+        "old, target bad, activating the second time: only that one does not count",
+        under_way(Phase.ACTIVATING, activations=2, **SLOT),
+        OLD_RUNS_TARGET_BAD,
+        restarted(under_way(activations=1, switched=False, **SLOT), OLD_RUNS_TARGET_BAD),
+    ),
+    row(
         "old, target primary with attempts, activating: switched, not booted: check again",
         under_way(Phase.ACTIVATING, activations=1, **SLOT),
         OLD_RUNS,
@@ -370,10 +409,22 @@ STARTS = [
         fell_back(under_way(Phase.REBOOTING, activations=2, **SLOT), OLD_RUNS, NOT_UP),
     ),
     row(
-        "old, rebooting, same boot: the daemon died, check again",
+        "old, rebooting, same boot: the daemon died, check again; what no boot has tried will not count twice",
         under_way(Phase.REBOOTING, activations=2, **SLOT),
         started(board(b=FRESH), BOOT),
-        restarted(under_way(activations=2, **SLOT), started(board(b=FRESH), BOOT)),
+        restarted(under_way(activations=2, untried=True, **SLOT), started(board(b=FRESH), BOOT)),
+    ),
+    row(
+        "old, activating, same boot: the same",
+        under_way(Phase.ACTIVATING, activations=1, **STAGED),
+        started(board(b=FRESH), BOOT),
+        restarted(under_way(Phase.INSTALLING, activations=1, untried=True, **STAGED), started(board(b=FRESH), BOOT)),
+    ),
+    row(
+        "old, rebooting, same boot, target bad: somebody meddles; check again, it may still be held",
+        under_way(Phase.REBOOTING, activations=1, **SLOT),
+        started(board(b=BAD), BOOT),
+        restarted(under_way(activations=1, untried=True, **SLOT), started(board(b=BAD), BOOT)),
     ),
     row(
         "old, attempts used up, rebooting: fell back",
@@ -412,10 +463,34 @@ STARTS = [
         fell_back(on_trial(), OLD_RUNS, RESTARTED),
     ),
     row(
-        "old, checking again, target withdrawn already: go on",
+        "old, checking again, target withdrawn already: go on, and it can be canceled again",
         under_way(activations=1, **SLOT),
         OLD_RUNS_TARGET_BAD,
-        restarted(under_way(activations=1, **SLOT), OLD_RUNS_TARGET_BAD, **GONE_ON),
+        restarted(under_way(activations=1, switched=False, **SLOT), OLD_RUNS_TARGET_BAD, **GONE_ON),
+    ),
+    row(
+        "old, checking again, target withdrawn before any boot could try it: it does not count",
+        under_way(activations=1, untried=True, **SLOT),
+        OLD_RUNS_TARGET_BAD,
+        restarted(under_way(**SLOT), OLD_RUNS_TARGET_BAD, **GONE_ON),
+    ),
+    row(
+        "old, checking again after the daemon died, and now another boot: it may have tried, so it counts",
+        under_way(activations=1, untried=True, **SLOT),
+        OLD_RUNS,
+        restarted(under_way(activations=1, **SLOT), OLD_RUNS, **GONE_ON),
+    ),
+    row(
+        "old, checking again after the daemon died with the second switch, and now another boot: fell back",
+        under_way(activations=2, untried=True, **SLOT),
+        OLD_RUNS,
+        fell_back(under_way(activations=2, **SLOT), OLD_RUNS, NOT_UP),
+    ),
+    row(
+        "old, withdrawn after a switch that counts, going on: it is before the switch",
+        under_way(activations=1, switched=False, **SLOT),
+        OLD_RUNS_TARGET_BAD,
+        restarted(under_way(activations=1, switched=False, **SLOT), OLD_RUNS_TARGET_BAD, **GONE_ON),
     ),
     row(
         "old, checking again, target not withdrawn yet: go on",
@@ -471,7 +546,6 @@ STARTS = [
             None,
             Step(2, DEFAULT_MODULE, 100, "", TWO),
             Inform(3, DEFAULT_MODULE),
-            written_off=False,
         ),
     ),
     row(
@@ -486,15 +560,83 @@ STARTS = [
         OLD_RUNS_TARGET_BAD,
         restarted(on_trial(Phase.ROLLING_BACK, reason=HEALTH), OLD_RUNS_TARGET_BAD, idle_starts=1),
     ),
+    row(
+        "left by hand, the other slot did not come up: that one is rolled back in turn, and the booted one is good",
+        left_by_hand(),
+        started(board(B, A)),
+        stayed(left_by_hand(), started(board(B, A))),
+    ),
+    row(
+        "the same where the boot loader cannot tell: memory knows that it was at rest",
+        left_by_hand(CANNOT_TELL),
+        started(replace(CANNOT_TELL, primary=A)),
+        stayed(left_by_hand(), started(replace(CANNOT_TELL, primary=A))),
+    ),
+    row(
+        "left by hand unconfirmed, the other slot did not come up: the same, but the booted one stays unconfirmed",
+        left_by_hand(CANNOT_TELL, on_trial=True),
+        started(replace(CANNOT_TELL, primary=A)),
+        replace(stayed(left_by_hand(), started(replace(CANNOT_TELL, primary=A))), tainted=(B, A)),
+    ),
+    row(
+        "left by hand, the power failed before the other slot was primary: go on",
+        left_by_hand(),
+        CONFIRMED,
+        restarted(left_by_hand(), CONFIRMED, idle_starts=1),
+    ),
+    row(
+        "left by hand, the other slot still not primary, for the second time: the boot loader does not want it",
+        left_by_hand(idle_starts=1),
+        CONFIRMED,
+        stayed(left_by_hand(idle_starts=1), CONFIRMED),
+    ),
+    row(
+        "left by hand and stayed, the store not yet put right: go on with that",
+        stayed(left_by_hand(), started(board(B, A))),
+        CONFIRMED,
+        restarted(stayed(left_by_hand(), started(board(B, A))), CONFIRMED, idle_starts=1),
+    ),
+    row(
+        "left by hand, the daemon died before the reboot: go on",
+        left_by_hand(),
+        started(board(B, A), BOOT),
+        restarted(left_by_hand(), started(board(B, A), BOOT), idle_starts=1),
+    ),
+    row(
+        "left by hand, the other slot runs: the store is still to be put right",
+        left_by_hand(),
+        started(board()),
+        restarted(left_by_hand(), started(board()), idle_starts=1),
+    ),
+    row(
+        "left for a failed health check without memory, still booted: it is never stayed with",
+        changed(left_by_hand(), reason=HEALTH),
+        started(board(B, A)),
+        restarted(changed(left_by_hand(), reason=HEALTH), started(board(B, A)), idle_starts=1),
+    ),
+    row(
+        "a package left by hand on trial, still booted: it is never stayed with",
+        on_trial(Phase.ROLLING_BACK, reason=BY_HAND),
+        started(board(B, A, b=FRESH)),
+        restarted(on_trial(Phase.ROLLING_BACK, reason=BY_HAND), started(board(B, A, b=FRESH)), idle_starts=1),
+    ),
 ]
 
 REFUSED = at_rest(refusals=(refused(HEALTH, -1),))
 LAPSED = at_rest(refusals=(refused(SESSION, -1, lapses=NOW),))
-ANSWERED = at_rest(refusals=(refused(HEALTH, -1, answered="offer-1"),))
+ANSWERED = at_rest(refusals=(refused(HEALTH, -1, answered="get:1"),))
+HONOURED = f"push:1 {TWO.key}"
 FULL = tuple(Inform(n, ModuleName(f"m{n}")) for n in range(OUTBOX_MAX))
 MALFORMED = Failure(Code.MALFORMED, "size: -1")
 REJECTED = Rejected("key", DEFAULT_MODULE, "9", MALFORMED, "offer-1", NOW)
 REJECTION = Refusal("key", DEFAULT_MODULE, "9", -1, "size: -1", MALFORMED, NOW, answered="offer-1")
+
+
+def never_begun(serial: int, module: ModuleName = DEFAULT_MODULE) -> Ended:
+    """The line of history of an offer that was refused as it came."""
+    id_ = DeploymentId(f"c8-{serial}")
+    return Ended(id_, module, "9", Origin.PLATFORM, Outcome.REFUSED, MALFORMED, NOW, NOW, 0, 0, 0)
+
 
 OFFERS = [
     row("an offer at rest: begin", at_rest(), noticed(), begun(at_rest())),
@@ -571,6 +713,65 @@ OFFERS = [
     ),
     row("a refused one, by hand: begin", REFUSED, noticed(origin=Origin.LOCAL), begun(REFUSED, origin=Origin.LOCAL)),
     row("a refused one, a day after it lacked a session: begin", LAPSED, noticed(), begun(LAPSED)),
+    unchanged(
+        "a refused one while another is downloaded: later, its step would hit the wrong job",
+        replace(under_way(), refusals=(refused(HEALTH, -1, THREE),)),
+        noticed(THREE),
+    ),
+    row(
+        "a refused one by hand while another is downloaded: busy",
+        replace(under_way(), refusals=(refused(HEALTH, -1, THREE),)),
+        noticed(THREE, Origin.LOCAL),
+        replace(under_way(), refusals=(refused(HEALTH, -1, THREE),)),
+    ),
+    row(
+        "a pushed offer at rest: begin, and remember the message",
+        at_rest(),
+        noticed(offer="push:1"),
+        begun(at_rest(honoured=(HONOURED,))),
+    ),
+    unchanged(
+        "the same message again, late: it has been honoured", at_rest(honoured=(HONOURED,)), noticed(offer="push:1")
+    ),
+    unchanged(
+        "the same message again, its package refused by now: no answer",
+        replace(REFUSED, honoured=(HONOURED,)),
+        noticed(offer="push:1"),
+    ),
+    unchanged(
+        "the same message again, its package runs by now: no inform",
+        at_rest(honoured=(HONOURED,)),
+        noticed(offer="push:1", running="2.0"),
+    ),
+    unchanged(
+        "the same message again, another package has replaced its own: not superseded in turn",
+        replace(under_way(identity=THREE), honoured=(HONOURED,)),
+        noticed(offer="push:1"),
+    ),
+    row(
+        "the same message again, its package is under way: only its URL is new",
+        replace(under_way(), honoured=(HONOURED,)),
+        noticed(offer="push:1"),
+        changed(replace(under_way(), honoured=(HONOURED,)), notice=noticed().notice),
+    ),
+    row(
+        "the same package in another message: begin",
+        at_rest(honoured=(HONOURED,)),
+        noticed(offer="push:2"),
+        begun(at_rest(honoured=(HONOURED, f"push:2 {TWO.key}"))),
+    ),
+    row(
+        "another package in a message of the same number: begin",
+        at_rest(honoured=(HONOURED,)),
+        noticed(THREE, offer="push:1"),
+        begun(at_rest(honoured=(HONOURED, f"push:1 {THREE.key}")), THREE),
+    ),
+    row(
+        "the same package as an answer: begin, for an answer says what holds now",
+        at_rest(honoured=(HONOURED,)),
+        noticed(offer="get:1"),
+        begun(at_rest(honoured=(HONOURED,))),
+    ),
     unchanged("in a rescue system: not ours", at_rest(board=board(None)), noticed()),
     unchanged(
         "in a rescue system, another one is under way: not ours",
@@ -583,7 +784,12 @@ OFFERS = [
         "an unusable offer: refused with a step",
         at_rest(),
         REJECTED,
-        at_rest(serial=2, refusals=(REJECTION,), outbox=(Step(2, DEFAULT_MODULE, -1, "size: -1", None),)),
+        at_rest(
+            serial=3,
+            refusals=(REJECTION,),
+            outbox=(Step(3, DEFAULT_MODULE, -1, "size: -1", None),),
+            unfiled=(never_begun(2),),
+        ),
     ),
     unchanged("an unusable offer, the same message twice: answered once", at_rest(refusals=(REJECTION,)), REJECTED),
     row(
@@ -605,9 +811,10 @@ OFFERS = [
         replace(REJECTED, module=APP),
         replace(
             under_way(),
-            serial=2,
+            serial=3,
             refusals=(replace(REJECTION, module=APP),),
-            outbox=(Step(2, APP, -1, "size: -1", None),),
+            outbox=(Step(3, APP, -1, "size: -1", None),),
+            unfiled=(never_begun(2, APP),),
         ),
     ),
 ]
@@ -657,6 +864,12 @@ RESULTS = [
         under_way(Phase.ACTIVATING, activations=2, **STAGED),
     ),
     row(
+        "checked again after the daemon died between switch and reboot: activate, counted already",
+        under_way(activations=1, untried=True, **SLOT),
+        Finished(DOWNLOAD, NOW),
+        under_way(Phase.ACTIVATING, activations=1, **SLOT),
+    ),
+    row(
         "activated: reboot",
         under_way(Phase.ACTIVATING, activations=1),
         Finished(ACTIVATE, NOW, online=True),
@@ -678,7 +891,6 @@ RESULTS = [
             Outcome.SUCCEEDED,
             None,
             *SUCCESS,
-            written_off=False,
             settled=BOOT,
             tainted=(A,),
         ),
@@ -693,7 +905,6 @@ RESULTS = [
             None,
             Step(4, DEFAULT_MODULE, 100, "", TWO),
             Inform(5, DEFAULT_MODULE),
-            written_off=False,
             settled=BOOT,
         ),
     ),
@@ -701,7 +912,7 @@ RESULTS = [
         "confirmed, a local one: only the inform",
         on_trial(origin=Origin.LOCAL),
         Finished(CONFIRM, NOW),
-        ended(on_trial(origin=Origin.LOCAL), Outcome.SUCCEEDED, None, INFORM, written_off=False, settled=BOOT),
+        ended(on_trial(origin=Origin.LOCAL), Outcome.SUCCEEDED, None, INFORM, settled=BOOT),
     ),
     unchanged("confirmed by an earlier run: late", on_trial(run=2), Finished(CONFIRM, NOW)),
     unchanged("a result of another deployment: late", under_way(), Finished(Download(DeploymentId("64-0"), 1), NOW)),
@@ -760,6 +971,18 @@ RESULTS = [
         under_way(tries=2, activations=1),
         Failed(DOWNLOAD, DIGEST, NOW),
         rolling_back(under_way(tries=3, activations=1), DIGEST, -3),
+    ),
+    row(
+        "the last try after a switch that has been withdrawn: refused, -3",
+        under_way(tries=2, activations=1, switched=False),
+        Failed(DOWNLOAD, DIGEST, NOW),
+        ended(
+            under_way(tries=3, activations=1, switched=False),
+            Outcome.FAILED,
+            DIGEST,
+            failed_step(2, -3, DIGEST),
+            refusals=(refused(DIGEST, -3),),
+        ),
     ),
     row(
         "not activated: roll back",
@@ -876,6 +1099,24 @@ RESULTS = [
         ),
     ),
     row(
+        "rolled back in turn a slot that did not come up, by hand: failed",
+        stayed(left_by_hand(), started(board(B, A), BOOT)),
+        Finished(RollBack(DeploymentId("c8-2"), 2), NOW),
+        ended(stayed(left_by_hand(), started(board(B, A), BOOT)), Outcome.FAILED, STAYED, Inform(3, DEFAULT_MODULE)),
+    ),
+    row(
+        "left by hand, the other slot runs: rolled back",
+        replace(left_by_hand(), board=board(A, A)),
+        Finished(RollBack(DeploymentId("c8-2"), 1), NOW),
+        ended(replace(left_by_hand(), board=board(A, A)), Outcome.ROLLED_BACK, BY_HAND, Inform(3, DEFAULT_MODULE)),
+    ),
+    row(
+        "found on trial without memory, restarted, and the old slot runs: rolled back",
+        changed(replace(left_by_hand(), board=board(A, A)), reason=RESTARTED, on_trial=True),
+        Finished(RollBack(DeploymentId("c8-2"), 1), NOW),
+        ended(replace(left_by_hand(), board=board(A, A)), Outcome.ROLLED_BACK, RESTARTED, Inform(3, DEFAULT_MODULE)),
+    ),
+    row(
         "rolled back, the reason forgotten: rolled back",
         under_way(Phase.ROLLING_BACK, origin=Origin.LOCAL, on_trial=True),
         Finished(ROLL_BACK, NOW),
@@ -936,8 +1177,14 @@ REQUESTS = [
     unchanged("cancel once activating", under_way(Phase.ACTIVATING, activations=1), CancelRequested(NOW)),
     unchanged("cancel while checking again after a switch", under_way(activations=1), CancelRequested(NOW)),
     row(
-        "retry: no refusal is left, the taint is",
-        replace(REFUSED, tainted=(B,)),
+        "cancel after a switch that has been withdrawn: -1, and refused until retry",
+        under_way(activations=1, switched=False),
+        CancelRequested(NOW),
+        ended(under_way(), Outcome.CANCELED, CANCELED, failed_step(2, -1, CANCELED), refusals=(refused(CANCELED, -1),)),
+    ),
+    row(
+        "retry: no refusal is left, and no message counts as heard; the taint is left",
+        replace(REFUSED, tainted=(B,), honoured=(HONOURED,)),
         RetryRequested(NOW),
         at_rest(tainted=(B,)),
     ),
@@ -974,19 +1221,19 @@ REQUESTS = [
     row(
         "roll back on trial",
         on_trial(),
-        RollBackRequested(DEFAULT_MODULE, "2.0", NOW),
+        roll_back(board(B, B, b=FRESH)),
         rolling_back(on_trial(), BY_HAND),
     ),
     row(
         "roll back before the reboot",
         under_way(Phase.REBOOTING, activations=1),
-        RollBackRequested(DEFAULT_MODULE, "1.0", NOW),
+        roll_back(board(A, B, b=FRESH)),
         rolling_back(under_way(Phase.REBOOTING, activations=1), BY_HAND),
     ),
     row(
         "roll back at rest: to the other slot, which is confirmed; this one is tainted",
-        at_rest(board=board(B, B), tainted=(B, A)),
-        RollBackRequested(DEFAULT_MODULE, "2.0", NOW),
+        at_rest(board=board(B, B), tainted=(A,)),
+        roll_back(board(B, B)),
         at_rest(
             serial=2,
             board=board(B, B),
@@ -995,28 +1242,50 @@ REQUESTS = [
         ),
     ),
     row(
+        "roll back at rest from a tainted slot: should it be booted again, it is not trusted",
+        at_rest(board=board(B, B, b=FRESH), tainted=(B, A)),
+        roll_back(board(B, B, b=FRESH)),
+        at_rest(
+            serial=2,
+            board=board(B, B, b=FRESH),
+            tainted=(A, B),
+            deployment=recovered(phase=Phase.ROLLING_BACK, reason=BY_HAND, on_trial=True),
+        ),
+    ),
+    row(
+        "roll back at rest: the board as it is now counts, not as it was at the start",
+        at_rest(board=board(B, B, view(A, False, 0, False))),
+        roll_back(board(B, B)),
+        at_rest(
+            serial=2,
+            board=board(B, B, view(A, False, 0, False)),
+            tainted=(B,),
+            deployment=recovered(phase=Phase.ROLLING_BACK, reason=BY_HAND),
+        ),
+    ),
+    row(
         "roll back without memory, the boot loader cannot tell: the owner decides",
         at_rest(board=board(B, B, view(A, confirmed=None), FRESH), deployment=recovered()),
-        RollBackRequested(DEFAULT_MODULE, "2.0", NOW),
+        roll_back(board(B, B, view(A, confirmed=None), FRESH)),
         rolling_back(at_rest(board=board(B, B, view(A, confirmed=None), FRESH), deployment=recovered()), BY_HAND),
     ),
     unchanged(
         "roll back on trial to a bad slot",
         on_trial(board=board(B, B, view(A, False, 0, False), FRESH)),
-        RollBackRequested(DEFAULT_MODULE, "2.0", NOW),
-    ),
-    unchanged("roll back before the switch", under_way(), RollBackRequested(DEFAULT_MODULE, "1.0", NOW)),
-    unchanged("roll back twice", on_trial(Phase.ROLLING_BACK), RollBackRequested(DEFAULT_MODULE, "2.0", NOW)),
-    unchanged("roll back to a bad slot", at_rest(board=board(b=BAD)), RollBackRequested(DEFAULT_MODULE, "1.0", NOW)),
-    unchanged(
-        "roll back to a slot never confirmed",
-        at_rest(board=board(b=FRESH)),
-        RollBackRequested(DEFAULT_MODULE, "1.0", NOW),
+        roll_back(board(B, B, view(A, False, 0, False), FRESH)),
     ),
     unchanged(
-        "roll back with one slot", at_rest(board=Board(A, A, (view(A),))), RollBackRequested(DEFAULT_MODULE, "1.0", NOW)
+        "roll back on trial to a slot that has become bad since the start",
+        on_trial(),
+        roll_back(board(B, B, view(A, False, 0, False), FRESH)),
     ),
-    unchanged("roll back in a rescue system", at_rest(board=board(None)), RollBackRequested(DEFAULT_MODULE, None, NOW)),
+    unchanged("roll back before the switch", under_way(), roll_back()),
+    unchanged("roll back twice", on_trial(Phase.ROLLING_BACK), roll_back(board(B, B, b=FRESH))),
+    unchanged("roll back to a bad slot", at_rest(board=board(b=BAD)), roll_back(board(b=BAD))),
+    unchanged("roll back to a slot that has become bad since the start", at_rest(), roll_back(board(b=BAD))),
+    unchanged("roll back to a slot never confirmed", at_rest(board=board(b=FRESH)), roll_back(board(b=FRESH))),
+    unchanged("roll back with one slot", at_rest(), roll_back(Board(A, A, (view(A),)))),
+    unchanged("roll back in a rescue system", at_rest(board=board(None)), roll_back(board(None), None)),
 ]
 
 
@@ -1028,22 +1297,79 @@ def test_transition(before: State, event: Event, after: State) -> None:
 def test_after_a_cancel_nobody_goes_back_to_the_slot_that_was_being_written() -> None:
     canceled = step(under_way(), CancelRequested(NOW))
 
-    assert objection(canceled, RollBackRequested(DEFAULT_MODULE, "1.0", NOW)) is not None
+    assert objection(canceled, roll_back(board(b=BAD))) is not None
+    assert objection(canceled, roll_back()) is None, "nothing had been written yet"
 
 
-def test_a_switch_that_is_made_twice_in_vain_is_a_fall_back() -> None:
+def test_canceled_and_retried_within_one_connection_a_package_begins_again() -> None:
+    offer = noticed(offer="get:3")
+    state = step(step(step(at_rest(), offer), CancelRequested(NOW)), RetryRequested(NOW))
+
+    assert verdict(state, offer) == Verdict.BEGIN
+
+
+def test_canceled_and_retried_a_package_begins_again_by_the_very_message() -> None:
+    offer = noticed(offer="push:3")
+    canceled = step(step(at_rest(), offer), CancelRequested(NOW))
+
+    assert verdict(canceled, offer) == Verdict.HEARD
+    assert verdict(step(canceled, RetryRequested(NOW)), offer) == Verdict.BEGIN
+
+
+def test_a_late_duplicate_of_a_replaced_package_replaces_nothing() -> None:
+    first, second = noticed(offer="push:1"), noticed(THREE, offer="push:2")
+    replaced = step(step(at_rest(), first), second)
+
+    assert step(replaced, first) == replaced
+
+
+def test_the_messages_that_count_as_heard_are_bounded() -> None:
+    state = at_rest()
+    for number in range(HONOURED_MAX + 1):
+        state = step(state, noticed(replace(TWO, version=str(number)), offer=f"push:{number}"))
+
+    assert len(state.honoured) == HONOURED_MAX
+    assert state.honoured[-1].startswith(f"push:{HONOURED_MAX} ")
+
+
+def switched(state: State) -> State:
+    """Checked and activated: the reboot is next."""
+    for _ in range(2):
+        work = work_for(state)
+        assert work is not None
+        state = step(state, Finished(work, NOW))
+    assert phase_of(state) == Phase.REBOOTING
+    return state
+
+
+def phase_of(state: State) -> Phase | None:
+    return state.deployment.phase if state.deployment is not None else None
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["", "and the daemon is started once more on the way down"])
+def test_a_switch_that_is_made_twice_in_vain_is_a_fall_back(dies: bool) -> None:
     """One-shot boot flags: nobody knows whether the target was tried."""
     state = under_way(**SLOT)
-    for _ in range(2):
-        for _ in range(2):  # checked, activated
-            work = work_for(state)
-            assert work is not None
-            state = step(state, Finished(work, NOW))
-        state = replace(step(state, replace(OLD_RUNS, boot_id=BootId(f"boot-{state.serial}"))), settled=None)
-        state = replace(state, settled=state.boot_id, serial=state.serial + 1)
+    for boot_id in (BootId("boot-2"), BootId("boot-3")):
+        assert phase_of(state) == Phase.DOWNLOADING
+        state = switched(state)
+        if dies:
+            assert state.boot_id is not None
+            state = step(state, replace(OLD_RUNS, boot_id=state.boot_id))
+        state = replace(step(state, replace(OLD_RUNS, boot_id=boot_id)), settled=boot_id)
 
     assert state.deployment is not None
     assert (state.deployment.phase, state.deployment.reason) == (Phase.ROLLING_BACK, NOT_UP)
+
+
+def test_a_daemon_that_dies_between_switch_and_reboot_uses_up_no_activation() -> None:
+    state = under_way(**SLOT)
+    for _ in range(5):
+        state = step(switched(state), replace(OLD_RUNS, boot_id=BOOT))
+        state = step(state, replace(OLD_RUNS, boot_id=BOOT))  # and again while it checks
+
+    assert phase_of(state) == Phase.DOWNLOADING
+    assert phase_of(step(switched(state), OLD_RUNS)) == Phase.DOWNLOADING
 
 
 def test_the_oldest_refusal_gives_way_to_a_new_one() -> None:
@@ -1052,6 +1378,43 @@ def test_the_oldest_refusal_gives_way_to_a_new_one() -> None:
         state = step(state, replace(REJECTED, key=f"key {number}"))
 
     assert [refusal.key for refusal in state.refusals] == [f"key {n}" for n in range(1, REFUSALS_MAX + 1)]
+
+
+@pytest.mark.parametrize("code", [Code.MALFORMED, Code.UNSUPPORTED])
+def test_a_refused_package_gives_way_only_when_there_is_no_unusable_offer_to_forget(code: Code) -> None:
+    def of(number: int, failure: Failure) -> Refusal:
+        return replace(REJECTION, key=f"{number}", failure=failure)
+
+    unusable = Failure(code, "size: -1")
+    rest = tuple(of(number, HEALTH) for number in range(REFUSALS_MAX - 3))
+    state = at_rest(refusals=(of(97, HEALTH), of(98, unusable), of(99, unusable), *rest))
+
+    forgotten = [{"97", "98", "99"}]
+    for number in range(3):
+        state = step(changed(replace(under_way(), refusals=state.refusals)), Failed(DOWNLOAD, SPACE, NOW))
+        state = replace(
+            state, refusals=tuple(replace(r, key=f"new {number}") if r.key == TWO.key else r for r in state.refusals)
+        )
+        forgotten.append(forgotten[0] & {refusal.key for refusal in state.refusals})
+
+    assert forgotten[1:] == [{"97", "99"}, {"97"}, set()]
+    assert len(state.refusals) == REFUSALS_MAX
+
+
+def test_offers_that_are_refused_within_one_second_have_lines_of_their_own() -> None:
+    """Also where the outbox is full, and beside the deployment that began in that second."""
+    state = replace(step(at_rest(), noticed(OF_APP)), outbox=FULL)
+    for number in range(3):
+        state = step(state, replace(REJECTED, key=f"key {number}"))
+
+    assert state.deployment is not None
+    assert len({state.deployment.id, *(line.id for line in state.unfiled)}) == 4
+
+
+def test_an_offer_that_is_refused_as_it_comes_is_not_the_last_deployment() -> None:
+    before = ended(under_way(), Outcome.CANCELED, CANCELED)
+
+    assert step(before, REJECTED).last == before.last
 
 
 def test_history_that_cannot_be_filed_is_bounded() -> None:
@@ -1099,6 +1462,9 @@ def test_each_code_has_the_platforms_number(code: Code) -> None:
         (under_way(), noticed(THREE), Verdict.SUPERSEDE),
         (under_way(), noticed(), Verdict.SAME),
         (at_rest(), noticed(running="2.0"), Verdict.RUNNING),
+        (at_rest(honoured=(HONOURED,)), noticed(offer="push:1"), Verdict.HEARD),
+        (replace(under_way(), refusals=(refused(HEALTH, -1, THREE),)), noticed(THREE), Verdict.BUSY),
+        (replace(on_trial(), refusals=(refused(HEALTH, -1, THREE),)), noticed(THREE), Verdict.TOO_LATE),
         (REFUSED, noticed(), Verdict.REFUSED),
         (on_trial(), noticed(THREE), Verdict.TOO_LATE),
         (under_way(), noticed(OF_APP), Verdict.BUSY),
@@ -1107,9 +1473,6 @@ def test_each_code_has_the_platforms_number(code: Code) -> None:
 )
 def test_the_log_and_who_asks_hear_what_an_offer_means(state: State, offer: Noticed, wanted: Verdict) -> None:
     assert verdict(state, offer) == wanted
-
-
-OTHER_BAD = at_rest(board=board(b=BAD))
 
 
 @pytest.mark.parametrize(
@@ -1125,25 +1488,25 @@ OTHER_BAD = at_rest(board=board(b=BAD))
         (at_rest(), MarkGoodRequested(NOW), None),
         (State(), MarkGoodRequested(NOW), "nothing to mark good: the booted slot is none of otad's"),
         (on_trial(Phase.ROLLING_BACK), MarkGoodRequested(NOW), "too late: rolling back to slot a"),
-        (at_rest(), RollBackRequested(DEFAULT_MODULE, None, NOW), None),
+        (at_rest(), roll_back(), None),
         (
-            State(),
-            RollBackRequested(DEFAULT_MODULE, None, NOW),
+            at_rest(),
+            roll_back(board(None)),
             "nothing to roll back: the booted slot is none of otad's",
         ),
         (
             under_way(),
-            RollBackRequested(DEFAULT_MODULE, None, NOW),
+            roll_back(),
             "nothing to roll back: the new system has not been activated; `otad cancel` ends the deployment",
         ),
         (
             on_trial(Phase.ROLLING_BACK),
-            RollBackRequested(DEFAULT_MODULE, None, NOW),
+            roll_back(board(B, B, b=FRESH)),
             "nothing to do: rolling back to slot a already",
         ),
         (
-            OTHER_BAD,
-            RollBackRequested(DEFAULT_MODULE, None, NOW),
+            at_rest(),
+            roll_back(board(b=BAD)),
             "no slot to roll back to: the other slot is not good",
         ),
     ],

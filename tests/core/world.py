@@ -11,11 +11,12 @@ booted slot is written, no slot boots, the platform hears of a success that is n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol, assert_never
 
 from otad.core.events import (
+    PUSHED,
     CancelRequested,
     Checkpointed,
     Delivered,
@@ -40,6 +41,7 @@ from otad.core.model import (
     Identity,
     Inform,
     Notice,
+    Origin,
     Outcome,
     Phase,
     PlaceKind,
@@ -92,6 +94,7 @@ class Incident(StrEnum):
     MARK_GOOD = "mark good"
     ROLL_BACK = "roll back"
     SUPERSEDE = "supersede"
+    ECHO = "echo"  # the first message that was pushed comes once more
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong in here
@@ -208,9 +211,10 @@ class World:
         loader: Loader | None = None,
         *,
         raw: bool = True,
+        other: System | None = None,
         incidents: Mapping[int, Incident] | None = None,
     ) -> None:
-        """`incidents` by the number of the operation they come before; `raw`: no staging file."""
+        """`incidents` by the operation they come before; `raw`: no staging file; `other`: what slot b holds."""
         self.offered = offered
         self.packages = {offered.version: offered}
         self.loader = loader or CountingLoader()
@@ -221,7 +225,7 @@ class World:
         self.state = State()
         self.boots = 0
         self.booted = A
-        self.media: dict[Slot, list[System | None]] = {A: [System("1")] * PARTS, B: [System("0")] * PARTS}
+        self.media: dict[Slot, list[System | None]] = {A: [System("1")] * PARTS, B: [other or System("0")] * PARTS}
         self.staging: list[System | None] = [None] * PARTS
         self.proven: Work | None = None
         self.job = "offered"
@@ -229,6 +233,8 @@ class World:
         self.ended: list[Ended] = []
         self.asked: list[Incident] = []
         self.offers = 0
+        self.lives = 0
+        self.pushed: list[Noticed] = []
         self.forgot = False
         self.by_hand = False
 
@@ -299,6 +305,7 @@ class World:
     def live(self) -> None:
         """One life of the daemon, until it rests or is interrupted."""
         self.state, self.proven, self.asked = self.saved, None, []
+        self.lives += 1
         boot_id = BootId(f"boot-{self.boots}")
         self.handle(Started(boot_id, self.board(), DEFAULT_MODULE, self.running.version, self.now))
         while True:
@@ -313,7 +320,7 @@ class World:
                 self.answer()
             elif self.job == "offered" and self.state.deployment is None and self.running.temper != Temper.MUTE:
                 assert self.offers < 100, "the job is offered for ever"
-                self.notice()
+                self.notice(f"get:{self.lives}" if self.offers else "push:0")
             else:
                 return
 
@@ -359,17 +366,23 @@ class World:
                     self.by_hand = True
                     self.handle(MarkGoodRequested(self.now))
                 case Incident.ROLL_BACK:
-                    self.handle(RollBackRequested(DEFAULT_MODULE, self.running.version, self.now))
+                    self.handle(RollBackRequested(self.board(), DEFAULT_MODULE, self.running.version, self.now))
                 case Incident.SUPERSEDE:
                     self.offered, self.job = System("3"), "offered"
                     self.packages["3"] = self.offered
-                    self.notice()
+                    self.notice(f"push:{self.offers}")
+                case Incident.ECHO:
+                    for event in self.pushed[:1]:
+                        self.handle(replace(event, running=self.running.version, at=self.now))
                 case Incident.POWER_CUT | Incident.DEATH | Incident.AMNESIA:
                     raise AssertionError
 
-    def notice(self) -> None:
+    def notice(self, offer: str) -> None:
         self.offers += 1
-        self.handle(Noticed(self.offered.notice, f"offer-{self.offers}", self.running.version, 3, self.now))
+        event = Noticed(self.offered.notice, offer, self.running.version, 3, self.now)
+        if offer.startswith(PUSHED):
+            self.pushed.append(event)
+        self.handle(event)
 
     # -- the works, each durable act an operation
 
@@ -429,8 +442,10 @@ class World:
             case RollBack():
                 act()
                 self.loader.set_primary(deployment.old)
-                act()
-                self.loader.mark_bad(deployment.target)
+                by_hand = deployment.reason is not None and deployment.reason.code == Code.ROLLED_BACK
+                if self.booted != deployment.target or not by_hand or deployment.notice.origin != Origin.RECOVERED:
+                    act()
+                    self.loader.mark_bad(deployment.target)
                 if self.booted == deployment.target:
                     act()
                     raise Interrupted(Incident.POWER_CUT, deployment.old)
