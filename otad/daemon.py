@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import secrets
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -190,7 +191,12 @@ class Daemon:
             self._store, self._store.load(), worker.carry_out, self._let_go, self._telemetry
         )
         self._reporter = Reporter(
-            self._cloud, self._coordinator, self._modules, self._telemetry, config.mqtt.ask_interval_s
+            self._cloud,
+            self._coordinator,
+            self._modules,
+            self._telemetry,
+            self._offers.join,
+            config.mqtt.ask_interval_s,
         )
 
     async def run(self) -> None:
@@ -227,6 +233,7 @@ class Daemon:
             device_name=config.device.device_name,
             heard=self._heard,
             allow_md5=config.trust.allow_md5,
+            life=f"{secrets.token_hex(4)}.",
         )
 
     def _evidence_of(self, source: configuration.VersionSource) -> Callable[[], Awaitable[Evidence]]:
@@ -296,21 +303,23 @@ class Daemon:
         await self._coordinator.begun.wait()
         while True:
             answer = await self._offers.get()
-            match answer:
-                case Offered(notice, offer) if notice.identity.module in self._modules:
-                    self._coordinator.post(await self._noticed(notice, offer))
-                case Offered(notice, offer):
-                    identity = notice.identity
-                    failure = Failure(Code.UNSUPPORTED, f"module {identity.module}: not configured on this gateway")
-                    self._coordinator.post(
-                        Rejected(identity.key, identity.module, identity.version, failure, offer, now())
-                    )
-                case Unusable():
-                    self._coordinator.post(
-                        Rejected(answer.key, answer.module, answer.version, answer.failure, answer.offer, now())
-                    )
-                case Nothing():
-                    pass
+            event = await self._event_of(answer)
+            if event is not None:
+                await self._coordinator.submit(event)
+            self._offers.task_done()
+
+    async def _event_of(self, answer: Answer) -> Noticed | Rejected | None:
+        match answer:
+            case Offered(notice, offer) if notice.identity.module in self._modules:
+                return await self._noticed(notice, offer)
+            case Offered(notice, offer):
+                identity = notice.identity
+                failure = Failure(Code.UNSUPPORTED, f"module {identity.module}: not configured on this gateway")
+                return Rejected(identity.key, identity.module, identity.version, failure, offer, now())
+            case Unusable():
+                return Rejected(answer.key, answer.module, answer.version, answer.failure, answer.offer, now())
+            case Nothing():
+                return None
 
     async def _noticed(self, notice: Notice, offer: str) -> Noticed:
         running = await self._modules[notice.identity.module]()

@@ -89,13 +89,16 @@ class Reporter:
         coordinator: Coordinator,
         modules: Mapping[ModuleName, Callable[[], Awaitable[Evidence]]],
         telemetry: Telemetry,
+        offers_taken: Callable[[], Awaitable[None]],
         ask_interval_s: float,
     ) -> None:
-        """`modules` reads each module's running version, in the order in which they are informed."""
+        """`modules` reads each module's running version, in the order in which they are informed; `offers_taken`
+        returns when the state knows of all offers heard so far."""
         self._cloud = cloud
         self._coordinator = coordinator
         self._modules = modules
         self._telemetry = telemetry
+        self._offers_taken = offers_taken
         self._ask_interval_s = ask_interval_s
         self._clock = asyncio.get_running_loop().time
         self.asks_at: float | None = None  # loop time of the next question without a reason, for status
@@ -176,6 +179,9 @@ class Reporter:
                     break
             else:
                 log.debug("module %s: the platform does not say what it offers", module)
+        # A job that is refused already is offered again by the push on connect and by the answer. Heard while its step
+        # is still owed, both are answered by that one step.
+        await self._offers_taken()
         connection.asked = True
         jitter = random.uniform(0.9, 1.1)  # noqa: S311 - so that a fleet does not ask all at once
         self.asks_at = self._clock() + self._ask_interval_s * jitter
@@ -187,18 +193,24 @@ class Reporter:
                 connection.informed.add(report.module)
                 await self._inform(report.module)
             case Step():
-                offer = connection.offered.get(report.module) if report.serial in connection.kept else None
-                if isinstance(offer, Offered) and report.identity not in (None, offer.notice.identity):
-                    log.warning(
-                        "step %s of an earlier session dropped: the platform offers %s %s now",
-                        report.step,
-                        report.module,
-                        offer.notice.identity.version,
-                        extra={"OTAD_MODULE": report.module, "MESSAGE_ID": ids.REPORT_DROPPED},
-                    )
+                why_not = await self._why_not(connection, report)
+                if why_not:
+                    extra = {"OTAD_MODULE": report.module, "MESSAGE_ID": ids.REPORT_DROPPED}
+                    log.warning("step %s of module %s dropped: %s", report.step, report.module, why_not, extra=extra)
                 else:
                     await self._cloud.step(report.module, report.step, report.desc)
         await self._coordinator.submit(Delivered(report.serial))
+
+    async def _why_not(self, connection: "_Connection", step: Step) -> str:
+        """Why this step no longer has an addressee; "" if it has."""
+        offer = connection.offered.get(step.module) if step.serial in connection.kept else None
+        if isinstance(offer, Offered) and step.identity not in (None, offer.notice.identity):
+            return f"it is of an earlier session, and the platform offers {offer.notice.identity.version} now"
+        if step.step == 100 and step.identity is not None:
+            evidence = await self._modules[step.module]()
+            if evidence.version != step.identity.version:
+                return f"{step.identity.version} was confirmed, but {evidence.version or 'an unknown version'} runs now"
+        return ""
 
     async def _inform(self, module: ModuleName) -> None:
         """Tell the version that evidence shows. One that cannot be read is not told; that is said when it begins."""

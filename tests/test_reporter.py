@@ -113,20 +113,24 @@ def _deployment(**more: object) -> Deployment:
 
 @asynccontextmanager
 async def reporting(
-    tmp_path: Path, state: State, cloud: FakeCloud, *, begun: bool = True
+    tmp_path: Path, state: State, cloud: FakeCloud, *, begun: bool = True, runs: str = "1-0-0"
 ) -> AsyncIterator[tuple[Coordinator, Telemetry]]:
     async def never(work: Work, deployment: Deployment | None) -> bool:
         await asyncio.Event().wait()
         return False
 
     async def version() -> Evidence:
-        return Evidence("1-0-0")
+        return Evidence(runs)
 
     telemetry = Telemetry()
     store = Store(RealDisk(), tmp_path)
     store.load()
     coordinator = Coordinator(store, state, never, lambda deployment: None, telemetry)
-    reporter = Reporter(cloud, coordinator, {DEFAULT_MODULE: version}, telemetry, 3600)
+
+    async def taken() -> None:
+        """Offers are events already."""
+
+    reporter = Reporter(cloud, coordinator, {DEFAULT_MODULE: version}, telemetry, taken, 3600)
     tasks = [asyncio.create_task(reporter.run())]
     if begun:
         tasks.append(asyncio.create_task(coordinator.run(Filed(DeploymentId("none")))))
@@ -176,11 +180,24 @@ async def test_a_kept_step_is_dropped_when_another_package_is_offered(tmp_path: 
 async def test_a_kept_step_is_sent_when_the_same_package_is_offered(tmp_path: Path) -> None:
     cloud = FakeCloud()
     cloud.answers = [Offered(Notice(IDENTITY, "https://x/y"), "get:1")]
-    async with reporting(tmp_path, _state(outbox=(Step(1, DEFAULT_MODULE, 100, "", IDENTITY),)), cloud):
+    state = _state(outbox=(Step(1, DEFAULT_MODULE, 100, "", IDENTITY),))
+    async with reporting(tmp_path, state, cloud, runs="2-0-0"):
         cloud.come()
         await cloud.until(lambda: "step 100" in cloud.said)
 
         assert cloud.said == ["ask", "step 100"]
+
+
+async def test_success_is_not_told_from_another_system(tmp_path: Path) -> None:
+    """Confirmed and still owed, and then the boot attempts of the new system were used up by power cuts."""
+    cloud = FakeCloud()
+    state = _state(outbox=(Step(1, DEFAULT_MODULE, 100, "", IDENTITY), Inform(2, DEFAULT_MODULE)))
+    async with reporting(tmp_path, state, cloud, runs="1-0-0") as (coordinator, telemetry):
+        cloud.come()
+        await cloud.until(lambda: "version 1-0-0" in cloud.said)
+        await _settled(coordinator, telemetry)
+
+        assert cloud.said == ["ask", "version 1-0-0"]
 
 
 async def test_a_kept_step_is_sent_to_a_platform_that_never_answers(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Session:
     """The session of one device; `cloud.Cloud` says what its methods promise.
 
     `fields` is called for each attempt, so that a corrected secret is noticed. `heard` gets every answer, asked or not,
-    in the order of arrival, and must not block.
+    in the order of arrival, and must not block. `life` tells this process's connections from those of another.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Session:
         heard: Callable[[Answer], None],
         *,
         allow_md5: bool = True,
+        life: str = "",
         pace: Pace | None = None,
     ) -> None:
         self._endpoint = endpoint
@@ -107,6 +108,7 @@ class Session:
         self._topics = wire.Topics.of(product_key, device_name)
         self._heard = heard
         self._allow_md5 = allow_md5
+        self._life = life
         self._pace = pace or Pace()
 
         self._state = SessionState.OFFLINE
@@ -299,7 +301,9 @@ class Session:
             self._drop(f"{topic}: {error}")
 
     def _hear_reply(self, connection: "_Connection", payload: bytes) -> None:
-        reply = wire.parse_get_reply(payload, connection.number, self._module_asked, allow_md5=self._allow_md5)
+        reply = wire.parse_get_reply(
+            payload, f"{self._life}{connection.number}", self._module_asked, allow_md5=self._allow_md5
+        )
         if reply.answer is None:
             self._drop(f"{self._topics.get_reply}: {reply.problem}")
         else:

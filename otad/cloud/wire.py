@@ -123,7 +123,7 @@ def parse_upgrade(payload: bytes, *, allow_md5: bool = True) -> Offered | Unusab
 
 
 def parse_get_reply(
-    payload: bytes, connection: int, module_asked: Callable[[str], ModuleName], *, allow_md5: bool = True
+    payload: bytes, connection: str, module_asked: Callable[[str], ModuleName], *, allow_md5: bool = True
 ) -> Reply:
     """The answer to a `firmware/get`; `module_asked` says what the request with this id was about.
 

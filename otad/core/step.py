@@ -205,14 +205,19 @@ def _fell_back(deployment: Deployment) -> Failure:
     return Failure(Code.FELL_BACK, detail)
 
 
+def is_left_by_order(deployment: Deployment) -> bool:
+    """A rollback that no package is the reason of: what is left stays good until the other slot has come up."""
+    by_hand = deployment.reason is not None and deployment.reason.code == Code.ROLLED_BACK
+    return by_hand and deployment.notice.origin == Origin.RECOVERED
+
+
 def _was_left_in_vain(deployment: Deployment, board: Board) -> bool:
-    """A rollback that no package is the reason of, ordered by hand, and the slot that was to be left is booted again.
+    """The slot that was to be left by order is booted again.
 
     If the power failed before the other slot was primary it has not been tried: then it is gone on with, once.
     """
-    by_hand = deployment.reason is not None and deployment.reason.code == Code.ROLLED_BACK
     tried = board.primary == deployment.old or deployment.idle_starts > 0
-    return by_hand and deployment.notice.origin == Origin.RECOVERED and board.booted == deployment.target and tried
+    return is_left_by_order(deployment) and board.booted == deployment.target and tried
 
 
 def _stayed(state: State, deployment: Deployment, booted: Slot) -> State:
@@ -738,6 +743,8 @@ def _refuse(state: State, deployment: Deployment, failure: Failure, at: int) -> 
         earlier = state.refusal(identity.key)
         times = earlier.times + 1 if earlier is not None and earlier.failure.code == Code.SESSION else 1
         lapses = at + DAY_S if times < SESSION_ROLLBACKS_MAX else None
+    if failure.code == Code.BOOT:
+        lapses = at + DAY_S  # the gateway's fault, not the package's; a pause, so that the slot is not worn out
     refusal = Refusal(
         key=identity.key,
         module=identity.module,

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from otad.boot.control import BootControl
 from otad.core.model import Board, Deployment, DeploymentId, Slot
+from otad.core.step import is_left_by_order
 from otad.durable import ALIGNMENT, Disk, Place, pages
 from otad.errors import Code, UpdateError
 from otad.installers.format import HEAD_BYTES, sniff
@@ -120,16 +121,22 @@ class SlotInstaller:
             raise UpdateError(Code.BOOT, f"slot {deployment.target}: the boot loader does not hold it as primary")
 
     async def restore(self, deployment: Deployment) -> None:
-        """Make the old slot primary with full attempts, then mark the target bad: the switch undone."""
+        """Make the old slot primary with full attempts, then mark the target bad: the switch undone.
+
+        A confirmed system that is left by order stays good until the other one runs: it is what there is.
+        """
         await in_thread(self._restore, deployment)
 
     def _restore(self, deployment: Deployment) -> None:
         # In this order every state in between boots the old slot.
         self._boot.set_primary(deployment.old, self._attempts)
-        self._boot.mark_bad(deployment.target)
         board = self._boot.view()
+        stays_good = is_left_by_order(deployment) and board.booted == deployment.target
+        if not stays_good:
+            self._boot.mark_bad(deployment.target)
+            board = self._boot.view()
         view = board.view(deployment.target)
-        if board.primary != deployment.old or view is None or view.good:
+        if board.primary != deployment.old or view is None or view.good is not stays_good:
             raise UpdateError(Code.BOOT, f"slot {deployment.old}: the boot loader does not hold it as primary")
 
     # -- closing

@@ -128,7 +128,7 @@ def test_a_package_of_several_files_is_unsupported() -> None:
 def test_the_answer_to_a_request_is_an_offer_of_its_connection() -> None:
     payload = json.dumps({"id": "123", "code": 200, "data": GOOD}).encode()
 
-    assert parse_get_reply(payload, 3, default_asked) == Reply("123", Offered(NOTICE, "get:3"))
+    assert parse_get_reply(payload, "3", default_asked) == Reply("123", Offered(NOTICE, "get:3"))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_answer_to_a_request_is_an_offer_of_its_connection() -> None:
 def test_nothing_is_offered_for_the_module_that_was_asked_for(payload: str) -> None:
     modules = {"123": MCU}
 
-    assert parse_get_reply(payload.encode(), 1, modules.__getitem__) == Reply("123", Nothing(MCU))
+    assert parse_get_reply(payload.encode(), "1", modules.__getitem__) == Reply("123", Nothing(MCU))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_nothing_is_offered_for_the_module_that_was_asked_for(payload: str) -> N
 def test_an_error_is_no_answer_and_says_why(code: Any, problem: str) -> None:
     payload = json.dumps({"id": 5, "code": code, "message": "too many"}).encode()
 
-    assert parse_get_reply(payload, 1, default_asked) == Reply("5", None, problem)
+    assert parse_get_reply(payload, "1", default_asked) == Reply("5", None, problem)
 
 
 # Dialects: the same package, said otherwise.
@@ -451,7 +451,7 @@ FIELDS = [*GOOD, "md5", "module", "isDiff", "dProtocol", "files", "extData", "di
 
 def parses(payload: bytes) -> None:
     """Both ways end in a value or in Unattributable, and whatever is said fits on one line."""
-    for parse in (parse_upgrade, lambda payload: parse_get_reply(payload, 1, default_asked)):
+    for parse in (parse_upgrade, lambda payload: parse_get_reply(payload, "1", default_asked)):
         said = ""
         try:
             answer = parse(payload)

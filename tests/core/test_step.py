@@ -172,6 +172,8 @@ def ended(state: State, outcome: Outcome, failure: Failure | None, *reports: Rep
 
 
 def refused(failure: Failure, number: int, identity: Identity = TWO, **members: Any) -> Refusal:
+    if failure.code == Code.BOOT:  # the gateway's fault: a pause
+        members = {"lapses": NOW + 86400, **members}
     return Refusal(identity.key, identity.module, identity.version, number, failure.detail, failure, NOW, **members)
 
 

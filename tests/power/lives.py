@@ -535,7 +535,9 @@ class Board:
                 answer = await offers.get()
                 assert isinstance(answer, Offered)
                 found = await running()
-                coordinator.post(Noticed(answer.notice, answer.offer, found.version, self.config.update.tries, now()))
+                tries = self.config.update.tries
+                await coordinator.submit(Noticed(answer.notice, answer.offer, found.version, tries, now()))
+                offers.task_done()
 
         async def rest() -> None:
             clock = asyncio.get_running_loop().time
@@ -556,7 +558,7 @@ class Board:
         carry_out = self.parts.carry_out(worker.carry_out, self, boot, installer)
         coordinator = Coordinator(store, store.load(), carry_out, let_go, telemetry)
         modules: dict[ModuleName, Callable[[], Awaitable[Evidence]]] = {DEFAULT_MODULE: running}
-        reporter = Reporter(cloud, coordinator, modules, telemetry, 6 * 3600)
+        reporter = Reporter(cloud, coordinator, modules, telemetry, offers.join, 6 * 3600)
         boot_id, board = await look()
         first = Started(boot_id, board, DEFAULT_MODULE, (await running()).version, now())
         async with asyncio.TaskGroup() as group:

@@ -31,12 +31,16 @@ async def test_what_is_owed_survives_a_broker_that_is_away(tmp_path: Path) -> No
 
 async def test_a_step_of_an_earlier_session_does_not_hit_another_job(tmp_path: Path) -> None:
     async with new_world(tmp_path) as world:
-        world.gateway.add_health_check("10-app", '[ "$OTAD_VERSION" != 2-0-0 ]\n')
+        gate = tmp_path / "gate"
+        world.gateway.add_health_check(
+            "10-gate", f'[ "$OTAD_VERSION" = 3-0-0 ] || {{ [ -e {gate} ] && exit 1; exit 75; }}\n'
+        )
         world.power_on()
         await world.informed("1-0-0")
         job = world.push(world.package("2-0-0"))
-        await world.phase("rolling_back")
+        await world.phase("confirming")
         await world.platform.take_broker_away()
+        gate.touch()
         await world.status(lambda s: s["deployment"] is None and s["outbox"] == 2)
         world.platform.cancel(job)
         other = world.push(world.package("3-0-0"))

@@ -159,3 +159,21 @@ async def test_commands_say_that_the_daemon_is_not_running(tmp_path: Path) -> No
 
         assert status == 3
         assert "not running" in said
+
+
+async def test_rollback_by_hand_to_a_slot_that_does_not_come_up_stays_where_it_is(tmp_path: Path) -> None:
+    async with new_world(tmp_path) as world:
+        world.power_on()
+        await world.informed("1-0-0")
+        await world.ended(world.push(world.package("2-0-0")))
+        await world.idle("b")
+        world.gateway.slots["a"].write_bytes(bytes(16 * MIB))
+        status, _ = await world.otad("rollback")
+        after = await world.status(lambda s: s["last"]["outcome"] == "failed" and s["deployment"] is None)
+
+        assert status == 0
+        assert after["booted"] == "b"
+        assert after["last"]["reason"] == "slot a did not come up; staying on b"
+        assert after["slots"]["b"] == {**after["slots"]["b"], "good": True, "primary": True, "confirmed": True}
+        assert after["slots"]["a"]["good"] is False
+        assert -1 not in world.steps
