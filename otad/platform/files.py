@@ -217,7 +217,7 @@ class FileServer:
         response = web.StreamResponse(status=span.status, headers=headers)
         response.content_length = end - start
         transport = request.transport
-        sent, whole = 0, False
+        sent = 0
         try:
             with contextlib.closing(content):
                 if transport is None:
@@ -228,10 +228,9 @@ class FileServer:
                 if request.method != "HEAD":
                     async with contextlib.aclosing(self._paced(content, start, end, transport)) as chunks:
                         async for chunk in chunks:
+                            sent += len(chunk)  # handed over, even if the client leaves while it is being sent
                             await response.write(chunk)
-                            sent += len(chunk)
-                whole = sent == end - start
-                if not whole:
+                if sent < end - start:
                     transport.close()  # what has been written still arrives
                     return response
                 await response.write_eof()
@@ -240,7 +239,7 @@ class FileServer:
         finally:
             if transport is not None:
                 self._sending.discard(transport)
-            self._note(request, package, span.status, start, sent, whole)
+            self._note(request, package, span.status, start, sent, sent == end - start)
         return response
 
     async def _paced(
