@@ -24,6 +24,7 @@ from typing import Protocol
 ALIGNMENT = 4096
 """What O_DIRECT asks of offsets, lengths and buffers on every device that otad knows."""
 _BLKGETSIZE64 = 0x80081272
+_TMPFS_MAGIC, _RAMFS_MAGIC = 0x01021994, 0x858458F6
 
 
 class Place(Protocol):
@@ -279,16 +280,8 @@ def _sync_directory(path: Path) -> None:
 
 def _is_in_memory(fd: int) -> bool:
     """It lies on a tmpfs or ramfs, where a read proves nothing about a medium."""
-    status = os.fstat(fd)
-    if stat.S_ISBLK(status.st_mode):
+    found = ctypes.create_string_buffer(512)  # statfs(2): larger than the structure on any architecture
+    if stat.S_ISBLK(os.fstat(fd).st_mode) or ctypes.CDLL(None).fstatfs(fd, found) != 0:
         return False
-    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-            for line in mounts:
-                fields = line.split(" ")
-                if fields[2] == device:
-                    return fields[fields.index("-") + 1] in ("tmpfs", "ramfs")
-    except OSError:
-        pass
-    return False
+    kind = ctypes.c_long.from_buffer(found).value & 0xFFFFFFFF  # f_type comes first
+    return kind in (_TMPFS_MAGIC, _RAMFS_MAGIC)
