@@ -728,8 +728,25 @@ class _Reading:
         ):
             hint = "set trust.digestsign_key_file, the public key that the console shows for secure upgrade"
             self._add("trust.require_signature", "true without a key", hint)
+        if trust.digestsign_key_file is not None:
+            # Taken silently it would look as if signatures were checked.
+            hint = "leave it out: this version does not look at signatures, only at digests"
+            self._add("trust.digestsign_key_file", "not available in this version", hint)
+        if not config.reboot.force_command and not self._is_wrong("reboot.force_command"):
+            self._add("reboot.force_command", "must not be empty", 'write for example ["reboot", "-f"]')
+        self._check_credential(config.device)
         self._check_available("boot.backend", boot.backend, AVAILABLE_BACKENDS)
         self._check_available("mqtt.version", config.mqtt.version, AVAILABLE_MQTT_VERSIONS)
+
+    def _check_credential(self, device: DeviceSettings) -> None:
+        """Of the credentials only the device secret works yet."""
+        if device.device_secret or device.device_secret_file:
+            return
+        hint = f'write for example device_secret_file = "{CREDENTIAL}"'
+        if device.product_secret or device.product_secret_file:
+            self._add("device.product_secret", "dynamic registration: not available in this version", hint)
+        if device.certificate_file and device.key_file:
+            self._add("device.certificate_file", "not available in this version", hint)
 
     def _check_end_point(self, config: Config) -> None:
         device, mqtt = config.device, config.mqtt
@@ -744,7 +761,11 @@ class _Reading:
 
     def _check_slots(self, config: Config) -> None:
         slots = config.slots
-        needed = any(module.installer is InstallerKind.SLOTS for module in config.modules.values())
+        images = [name for name, module in config.modules.items() if module.installer is InstallerKind.SLOTS]
+        for name in images[1:]:
+            text = f"slots: module {images[0]} is the system image already"
+            self._add(f"modules.{name}.installer", text, "there is one pair of slots, and so one such module")
+        needed = bool(images)
         if needed and len(slots) < 2 and not self._is_wrong("slots", within=True):
             self._add(
                 "slots", f"{len(slots)} of at least 2", "write [slots.a] and [slots.b], each with device and bootname"

@@ -4,7 +4,7 @@
     event -> state = step(state, event) -> saved -> work_for(state) is made so
 
 Nothing acts on a state that is not durable. Work is started, kept, or canceled and waited for; it reports by events on
-the same queue. A state directory that cannot be written ends the daemon: without memory nothing may be begun.
+the same queue. While the state directory cannot be written nothing is begun: the save is repeated, and status says so.
 """
 
 import asyncio
@@ -22,6 +22,10 @@ from otad.errors import UpdateError
 from otad.store import Store
 from otad.telemetry import Telemetry
 from otad.threads import in_thread
+from otad.units import format_duration
+
+SAVE_PAUSE_MAX_S = 60.0
+FILE_AGAIN_S = 600.0
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,8 @@ class Change:
     before: State
     after: State
 
+
+_NO_RUN = ("", 0)  # before the first: that one tidies what is left
 
 CarryOut = Callable[[Work, Deployment | None], Awaitable[bool]]
 """Do this work; True if the platform was reached within the last hour. UpdateError is an expected failure."""
@@ -52,6 +58,7 @@ class Coordinator:
         """`let_go` closes what works of an earlier run have open, and tidies; it gets the deployment that remains."""
         self.state = state
         self.begun = asyncio.Event()  # the machine has been believed: until then the state is only a memory
+        self.stuck = ""  # what a save waits for, in words
         self._store = store
         self._carry_out = carry_out
         self._let_go = let_go
@@ -59,7 +66,7 @@ class Coordinator:
         self._queue: asyncio.Queue[tuple[Event, asyncio.Future[Change] | None]] = asyncio.Queue()
         self._work: Work | None = None
         self._task: asyncio.Task[None] | None = None
-        self._run: tuple[str, int] | None = ("", 0)  # no run's: the first one tidies what is left
+        self._run: tuple[str, int] | None = _NO_RUN
 
     @property
     def waiting(self) -> int:
@@ -82,7 +89,12 @@ class Coordinator:
             await self.handle(first, group)
             self.begun.set()
             while True:
-                event, done = await self._queue.get()
+                try:
+                    async with asyncio.timeout(FILE_AGAIN_S if self.state.unfiled else None):
+                        event, done = await self._queue.get()
+                except TimeoutError:
+                    await self._file()
+                    continue
                 change = await self.handle(event, group)
                 if done is not None and not done.done():
                     done.set_result(change)
@@ -92,22 +104,42 @@ class Coordinator:
         before = self.state
         await self._become(step(before, event))
         narration.tell(before, self.state, event)
-        for ended in self.state.unfiled:
-            await in_thread(self._store.file, ended)
-            await self._become(step(self.state, Filed(ended.id)))
         await self._make_it_so(group)
+        await self._file()
         return Change(before, self.state)
+
+    async def _file(self) -> None:
+        """Lines of history that wait for it. A history that cannot be written holds up nothing else."""
+        for ended in self.state.unfiled:
+            try:
+                await in_thread(self._store.file, ended)
+            except OSError as error:
+                log.error("history: %s; tried again later", error)
+                break
+            await self._become(step(self.state, Filed(ended.id)))
 
     async def _become(self, state: State) -> None:
         if state == self.state:
             return
-        await in_thread(self._store.save, state)
+        pause = 1.0
+        while True:
+            try:
+                await in_thread(self._store.save, state)
+                break
+            except OSError as error:
+                # Nothing may be begun that would not be remembered. It is said, and tried for ever.
+                self.stuck = f"the state directory ({error.strerror or error})"
+                log.error("state: not saved: %s; again in %s", error, format_duration(pause))
+                self._telemetry.touch()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, SAVE_PAUSE_MAX_S)
+        self.stuck = ""
         self.state = state
         self._telemetry.touch()
 
     async def _make_it_so(self, group: asyncio.TaskGroup) -> None:
         wanted = work_for(self.state)
-        if wanted == self._work:
+        if wanted == self._work and self._run != _NO_RUN:
             return
         if self._task is not None and not self._task.done():
             self._task.cancel()

@@ -15,7 +15,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -59,7 +59,7 @@ from otad.core.model import (
     State,
 )
 from otad.core.step import Verdict, objection, verdict
-from otad.core.work import Download
+from otad.core.work import Download, is_on_trial
 from otad.durable import Disk, RealDisk
 from otad.errors import Code, ConfigurationError, Failure, UpdateError
 from otad.evidence import Evidence
@@ -68,6 +68,7 @@ from otad.reporter import Reporter
 from otad.store import InUseError, Lock, Store
 from otad.telemetry import Progress, Telemetry
 from otad.threads import in_thread
+from otad.units import format_duration
 from otad.worker import RebootByExit, Worker
 
 OFFERS_WAITING_MAX = 64
@@ -135,17 +136,22 @@ async def _serve(loaded: Loaded, disk: Disk) -> int:
         await daemon.run()
     except* RebootByExit:
         _log.info("the boot loader's store is set: ending, so that the gateway can be rebooted")
-    except* SocketError as group:
-        _log.error("%s", group.exceptions[0])
-        exit_status = 1
     except* OSError as group:
-        # The state directory does not take what must be remembered: nothing may be begun without that.
-        _log.error("state: %s", group.exceptions[0])
+        for leaf in _leaves(group):
+            _log.error("%s: %s", type(leaf).__name__, leaf, exc_info=leaf)
         exit_status = 1
     except* asyncio.CancelledError:
         if not stopped.is_set():
             raise
     return exit_status
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +173,8 @@ class Daemon:
         config = loaded.config
         self._config = config
         self._problems = tuple(str(problem) for problem in loaded.problems)
+        self._config_errors = bool(loaded.errors)
+        self._looking = asyncio.Lock()
         self._disk = disk
         self._boot: BootControl = boot_control(disk, config)
         self._telemetry = Telemetry()
@@ -194,6 +202,7 @@ class Daemon:
             self._cloud,
             self._coordinator,
             self._modules,
+            self._slots_module,
             self._telemetry,
             self._offers.join,
             config.mqtt.ask_interval_s,
@@ -201,14 +210,26 @@ class Daemon:
 
     async def run(self) -> None:
         """Run all tasks; ends by an exception or by being canceled."""
-        server = Server(listen(self._config.control.socket), self)
         async with asyncio.TaskGroup() as group:
-            group.create_task(server.run(), name="control")
+            group.create_task(self._listen(), name="control")
             first = await self._look()
             group.create_task(self._coordinator.run(first), name="coordinator")
             group.create_task(self._cloud.run(), name="cloud")
             group.create_task(self._reporter.run(), name="reporter")
             group.create_task(self._intake(), name="offers")
+
+    async def _listen(self) -> None:
+        """The control socket. Without one the gateway is still to be marked good and upgraded: it is tried again."""
+        pause = 1.0
+        while True:
+            try:
+                server = Server(listen(self._config.control.socket), self)
+            except SocketError as error:
+                _log.error("control socket: %s; again in %s", error, format_duration(pause))
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, START_PAUSE_MAX_S)
+            else:
+                await server.run()
 
     # -- making
 
@@ -233,6 +254,7 @@ class Daemon:
             device_name=config.device.device_name,
             heard=self._heard,
             allow_md5=config.trust.allow_md5,
+            changed=self._telemetry.touch,
             life=f"{secrets.token_hex(4)}.",
         )
 
@@ -275,6 +297,10 @@ class Daemon:
 
     async def _look_again(self) -> None:
         """See the board as it is now; read evidence (maybe a program of the owner) only where it may have changed."""
+        async with self._looking:
+            await self._look_now()
+
+    async def _look_now(self) -> None:
         state = self._coordinator.state
         if self._seen.state is state and time.monotonic() - self._seen.at < FRESH_S:
             return
@@ -305,7 +331,9 @@ class Daemon:
             answer = await self._offers.get()
             event = await self._event_of(answer)
             if event is not None:
-                await self._coordinator.submit(event)
+                change = await self._coordinator.submit(event)
+                if isinstance(event, Noticed) and verdict(change.before, event) != Verdict.HEARD:
+                    self._reporter.offered(event.notice.identity)
             self._offers.task_done()
 
     async def _event_of(self, answer: Answer) -> Noticed | Rejected | None:
@@ -336,6 +364,10 @@ class Daemon:
         from otad.transfer.http import HttpSource  # noqa: PLC0415
         from otad.transfer.source import Source  # noqa: PLC0415
 
+        if self._config_errors:
+            # Nothing new is brought in by halves of a configuration; what is booted is still confirmed or rolled back.
+            self._telemetry.publish(Progress(deployment.id, waits_for="the configuration to be put right"))
+            await asyncio.Event().wait()
         work = Download(deployment.id, deployment.run)
         local = deployment.notice.origin == Origin.LOCAL
         source: Source
@@ -391,7 +423,10 @@ class Daemon:
 
     def _let_go(self, deployment: Deployment | None) -> None:
         self._installer.release()
-        self._installer.tidy(deployment)
+        try:
+            self._installer.tidy(deployment)
+        except OSError as error:
+            _log.warning("staging: %s", error)
 
     async def _farewell(self) -> None:
         if self._cloud.view.state == SessionState.ONLINE:
@@ -422,6 +457,7 @@ class Daemon:
                     for module in self._modules
                 },
                 progress=self._telemetry.progress,
+                stuck=self._coordinator.stuck,
                 asks_at=time.time() + asks_at - loop.time() if asks_at is not None else None,
                 problems=(
                     *self._problems,
@@ -438,9 +474,14 @@ class Daemon:
         await self._telemetry.changed()
 
     async def history(self) -> list[dict[str, JSON]]:
-        return await in_thread(self._store.history)
+        try:
+            return await in_thread(self._store.history)
+        except OSError as error:
+            raise UpdateError(Code.MEDIUM, f"history: {error}") from error
 
     async def check(self) -> str:
+        if is_on_trial(self._coordinator.state):
+            raise Objection("the booted system is on trial: nothing is asked before it is confirmed")
         words: list[str] = []
         for module in self._modules:
             try:
@@ -462,10 +503,14 @@ class Daemon:
         return "\n".join(words)
 
     async def install(self, request: InstallRequest) -> str:
+        if self._config_errors:
+            raise Objection("the configuration has errors; `otad config check` tells all")
         if request.module not in self._modules:
             known = ", ".join(self._modules)
             raise Objection(f"module {request.module}: not configured; there is {known}")
         size = request.size if request.size is not None else await self._size_of(request.url)
+        if size < 1:
+            raise UpdateError(Code.CONTENT, "the package is empty")
         identity = Identity(request.module, request.version, size, Digest(DigestMethod.SHA256, request.sha256))
         noticed = await self._noticed(Notice(identity, request.url, Origin.LOCAL), f"local:{time.time_ns()}")
         change = await self._coordinator.submit(noticed)
@@ -501,6 +546,8 @@ class Daemon:
         change = await self._coordinator.submit(request)
         _object(objection(change.before, request))
         lifted = ", ".join(refusal.version or "a malformed package" for refusal in change.before.refusals)
+        if is_on_trial(self._coordinator.state):
+            return f"no longer refused: {lifted}; the platform is asked when the trial is over"
         try:
             for module in self._modules:
                 await self._cloud.ask(module)

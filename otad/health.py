@@ -48,7 +48,7 @@ def _executables(directory: Path) -> list[Path]:
     chosen: list[Path] = []
     for name in names:
         path = directory / name
-        if name.startswith(".") or name.endswith("~") or ".dpkg-" in name or not path.is_file():
+        if name.startswith(".") or name.endswith("~") or ".dpkg-" in name or not os.path.isfile(path):
             continue
         if not os.access(path, os.X_OK):
             log.warning("%s: not executable, so not a health check", path)

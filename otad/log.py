@@ -16,8 +16,6 @@ def set_up(level: int = logging.INFO) -> None:
         stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
         handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # paho says each packet, aiomqtt each retry: what matters of it, the session says itself.
-    logging.getLogger("mqtt").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 

@@ -15,6 +15,7 @@ from subprocess import DEVNULL
 
 OUTPUT_BYTES_MAX = 16 << 10
 """The end of the output is kept; what was said before it is dropped."""
+REAP_S = 5.0
 LINE_CHARACTERS = 200
 """So much of a line is repeated to a person."""
 
@@ -89,8 +90,11 @@ async def run(
     finally:
         if status is None or not leaves_work:
             _kill_session(process.pid)
-        # Killed or ended: wait() collects it, so that no zombie is left; it takes no longer than the kernel does.
-        await asyncio.shield(process.wait())
+        # Killed or ended: wait() collects it, so that no zombie is left. One that hangs in the kernel (a dead driver, a
+        # lost disk) is left to it: the gateway must be able to go on, and to reboot.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REAP_S):
+                await asyncio.shield(process.wait())
         loop.remove_reader(read_end)
         with contextlib.suppress(BlockingIOError):
             # What is in the pipe; not what a child elsewhere may go on saying.

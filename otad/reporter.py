@@ -6,9 +6,10 @@ the outbox as it grows, progress thinned, and a question whenever a deployment e
 
 Two rules need care, because a step carries no name of the job it is for:
 
-- A step kept from an earlier session goes out only after the platform has said what it offers now, and is dropped if
-  that is another package of the same module. A platform that never answers the question gets the step after all.
-- A module is not informed while its deployment is confirming or rolling back, and on trial nothing is asked.
+- A step kept from an earlier session goes out only after the platform has said what it offers now. Any step is dropped
+  if the newest offer is another package of its module. A platform that never answers gets the step after all.
+- A module is not informed while its deployment is confirming or rolling back, nor from a system that failed its health
+  gate or that is none of our slots; and on trial nothing is asked.
 
 Progress is derived from the highest checkpoint, not from bytes in flight, so that it never goes back, not even over a
 power cut: 1 to 90 fetch and check, 91 to 98 install, 99 reboot. 100 is an outbox report and belongs to success alone.
@@ -21,13 +22,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from otad import ids
-from otad.cloud.cloud import Answer, Cloud, Offered, OfflineError
+from otad.cloud.cloud import Cloud, Offered, OfflineError
 from otad.coordinator import Coordinator
 from otad.core.events import Delivered
 from otad.core.model import (
     Deployment,
     DeploymentId,
     Ended,
+    Identity,
     Inform,
     ModuleName,
     Origin,
@@ -46,6 +48,9 @@ ASK_S = 2.0
 ASK_PATIENTLY_S = 10.0
 ASK_TRIES = 3
 """Unanswered questions after which a step of an earlier session is sent all the same."""
+EVIDENCE_TRIES = 3
+EVIDENCE_PAUSE_S = 5.0
+"""A version that cannot be read just now may be the last word of an upgrade: it is tried again."""
 PROGRESS_PERCENT = 5
 PROGRESS_S = 5.0
 SILENCE_S = 600.0
@@ -72,9 +77,15 @@ def progress_step(deployment: Deployment, progress: Progress | None) -> int | No
     return 1 + 89 * deployment.peak // max(1, size)
 
 
-def silent_modules(state: State) -> frozenset[ModuleName]:
-    """Modules whose version is not to be told now: their deployment is confirming or rolling back."""
-    deployment = state.deployment
+def silent_modules(state: State, system: ModuleName) -> frozenset[ModuleName]:
+    """Modules whose version is not to be told now: their deployment is confirming or rolling back.
+
+    Nor is that of `system`, the one that the slots are, when what is booted is none of them, or was refused: told, it
+    would end a job as done.
+    """
+    deployment, board = state.deployment, state.board
+    if board is None or board.booted is None or board.booted in state.tainted:
+        return frozenset({system})
     if deployment is None or deployment.phase not in (Phase.CONFIRMING, Phase.ROLLING_BACK):
         return frozenset()
     return frozenset({deployment.notice.identity.module})
@@ -88,19 +99,23 @@ class Reporter:
         cloud: Cloud,
         coordinator: Coordinator,
         modules: Mapping[ModuleName, Callable[[], Awaitable[Evidence]]],
+        system: ModuleName,
         telemetry: Telemetry,
         offers_taken: Callable[[], Awaitable[None]],
         ask_interval_s: float,
     ) -> None:
-        """`modules` reads each module's running version, in the order in which they are informed; `offers_taken`
+        """`modules` reads each module's running version, in the order in which they are informed; `system` is
+        the one that the slots are; `offers_taken`
         returns when the state knows of all offers heard so far."""
         self._cloud = cloud
         self._coordinator = coordinator
         self._modules = modules
+        self._system = system
         self._telemetry = telemetry
         self._offers_taken = offers_taken
         self._ask_interval_s = ask_interval_s
         self._clock = asyncio.get_running_loop().time
+        self._offered: dict[ModuleName, Identity] = {}  # the newest on this connection
         self.asks_at: float | None = None  # loop time of the next question without a reason, for status
         self._told: tuple[DeploymentId, int] | None = None  # the last step of progress
         self._told_at = 0.0
@@ -115,10 +130,15 @@ class Reporter:
             connection = await self._cloud.connected(after=connection)
             state = self._coordinator.state
             kept = frozenset(report.serial for report in state.outbox if isinstance(report, Step))
+            self._offered.clear()
             try:
                 await self._serve(_Connection(connection, kept, ended=state.last))
             except OfflineError as error:
                 log.debug("connection %s: %s", connection, error)
+
+    def offered(self, identity: Identity) -> None:
+        """The platform has offered this package, asked or not: a step of another one would hit a wrong job."""
+        self._offered[identity.module] = identity
 
     async def farewell(self) -> None:
         """Return when step 99 of the deployment under way is acknowledged. Give it a time limit."""
@@ -148,7 +168,9 @@ class Reporter:
             await self._ask(connection, patient=any(r.serial in connection.kept for r in state.outbox))
         elif state.outbox and self._may_deliver(connection, state, state.outbox[0]):
             await self._deliver(connection, state.outbox[0])
-        elif pending := [m for m in self._modules if m not in connection.informed | silent_modules(state)]:
+        elif pending := [
+            m for m in self._modules if m not in connection.informed | silent_modules(state, self._system)
+        ]:
             connection.informed.add(pending[0])
             await self._inform(pending[0])
         elif may_ask and (state.last != connection.ended or self._clock() >= (self.asks_at or 0.0)):
@@ -163,7 +185,7 @@ class Reporter:
             case Step():
                 return connection.asked or report.serial not in connection.kept
             case Inform():
-                return report.module not in silent_modules(state)
+                return report.module not in silent_modules(state, self._system)
 
     async def _ask(self, connection: "_Connection", *, patient: bool) -> None:
         """Ask what is offered for each module. The answers also go where unasked offers go.
@@ -171,11 +193,12 @@ class Reporter:
         Patient, because a step of an earlier session depends on it: then several times, and for longer.
         """
         for module in self._modules:
-            connection.offered.pop(module, None)
+            self._offered.pop(module, None)
             for _ in range(ASK_TRIES if patient else 1):
                 answer = await self._cloud.ask(module, ASK_PATIENTLY_S if patient else ASK_S)
+                if isinstance(answer, Offered):
+                    self.offered(answer.notice.identity)
                 if answer is not None:
-                    connection.offered[module] = answer
                     break
             else:
                 log.debug("module %s: the platform does not say what it offers", module)
@@ -193,7 +216,7 @@ class Reporter:
                 connection.informed.add(report.module)
                 await self._inform(report.module)
             case Step():
-                why_not = await self._why_not(connection, report)
+                why_not = await self._why_not(report)
                 if why_not:
                     extra = {"OTAD_MODULE": report.module, "MESSAGE_ID": ids.REPORT_DROPPED}
                     log.warning("step %s of module %s dropped: %s", report.step, report.module, why_not, extra=extra)
@@ -201,20 +224,27 @@ class Reporter:
                     await self._cloud.step(report.module, report.step, report.desc)
         await self._coordinator.submit(Delivered(report.serial))
 
-    async def _why_not(self, connection: "_Connection", step: Step) -> str:
+    async def _why_not(self, step: Step) -> str:
         """Why this step no longer has an addressee; "" if it has."""
-        offer = connection.offered.get(step.module) if step.serial in connection.kept else None
-        if isinstance(offer, Offered) and step.identity not in (None, offer.notice.identity):
-            return f"it is of an earlier session, and the platform offers {offer.notice.identity.version} now"
-        if step.step == 100 and step.identity is not None:
+        if step.identity is None:
+            return ""
+        offered = self._offered.get(step.module)
+        if offered is not None and offered != step.identity:
+            return f"it is about {step.identity.version}, and the platform offers {offered.version} now"
+        if step.step == 100:
             evidence = await self._modules[step.module]()
-            if evidence.version != step.identity.version:
-                return f"{step.identity.version} was confirmed, but {evidence.version or 'an unknown version'} runs now"
+            if evidence.version not in (None, step.identity.version):
+                return f"{step.identity.version} was confirmed, but {evidence.version} runs now"
         return ""
 
     async def _inform(self, module: ModuleName) -> None:
         """Tell the version that evidence shows. One that cannot be read is not told; that is said when it begins."""
         evidence = await self._modules[module]()
+        for _ in range(EVIDENCE_TRIES - 1):
+            if evidence.version is not None:
+                break
+            await asyncio.sleep(EVIDENCE_PAUSE_S)
+            evidence = await self._modules[module]()
         if evidence.version is not None:
             await self._cloud.inform(module, evidence.version)
         elif self._unreadable.get(module) != evidence.problem:
@@ -225,7 +255,7 @@ class Reporter:
 
     async def _tell_progress(self, state: State) -> bool:
         deployment = state.deployment
-        if deployment is None:
+        if deployment is None or state.board is None or state.board.booted is None:
             return False
         reached = progress_step(deployment, self._telemetry.progress)
         if reached is None:
@@ -278,5 +308,4 @@ class _Connection:
     kept: frozenset[int]  # serials of the steps that are older than this connection
     ended: Ended | None  # the last deployment that had ended when the platform was asked
     asked: bool = False
-    offered: dict[ModuleName, Answer] = field(default_factory=dict[ModuleName, Answer])
     informed: set[ModuleName] = field(default_factory=set[ModuleName])

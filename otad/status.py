@@ -52,6 +52,7 @@ class Situation:
     progress: Progress | None = None
     asks_at: float | None = None  # when the platform is asked next without a notice
     problems: tuple[str, ...] = ()
+    stuck: str = ""  # what everything waits for; "" usually
     zone: tzinfo | None = None  # of the clock times in `next`; None: the gateway's
 
     @property
@@ -152,6 +153,8 @@ def _progress(situation: Situation) -> Progress:
 def next_words(situation: Situation) -> str:
     """What happens next, and when; if nothing does, what it takes."""
     state = situation.state
+    if situation.stuck:
+        return f"wait for {situation.stuck}, then go on"
     if state.board is None and situation.board is None:
         return _then(_waiting(situation, situation.progress), "find out which slot is booted")
     if situation.booted is None:

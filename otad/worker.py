@@ -32,6 +32,7 @@ REBOOTS_BEFORE_FORCE = 3
 ORDER_TIMEOUT_S = 60.0
 """A reboot command that hangs must not be waited for: the next one may be the one that is heard."""
 RESTORE_TRIES = 3
+TRY_PAUSE_S = 5.0
 FAREWELL_S = 3
 """How long a reboot waits for step 99 to be acknowledged."""
 
@@ -75,9 +76,13 @@ class Worker:
         assert deployment is not None
         match work:
             case Download():
+                await self._pause(deployment)
                 if await self._transfer(deployment):
                     self._installer.prove(deployment)
             case Install():
+                await self._pause(deployment)
+                if pause_s := _idle_pause_s(deployment):
+                    await self._wait(deployment, f"a pause after {deployment.idle_starts} starts", pause_s)
                 await self._installer.install(deployment, self._telemetry.publish)
             case Activate():
                 await self._installer.activate(deployment)
@@ -94,6 +99,17 @@ class Worker:
     def _online_recently(self) -> bool:
         at = self._cloud.online_at
         return at is not None and time.monotonic() - at <= ONLINE_RECENTLY_S
+
+    async def _pause(self, deployment: Deployment) -> None:
+        """Before another try where the machine was at fault: a device may still be on its way."""
+        reason = deployment.reason
+        if deployment.tries and reason is not None and reason.code in (Code.MEDIUM, Code.BOOT):
+            await self._wait(deployment, f"another try ({reason})", TRY_PAUSE_S * 2 ** (deployment.tries - 1))
+
+    async def _wait(self, deployment: Deployment, what: str, seconds: float) -> None:
+        self._waits(deployment, what, seconds)
+        await asyncio.sleep(seconds)
+        self._telemetry.publish(None)
 
     # -- idle work
 
@@ -207,7 +223,7 @@ class Worker:
         while True:
             count += 1
             if count > REBOOTS_BEFORE_FORCE:
-                command = list(self._config.reboot.force_command)
+                command = [*self._config.reboot.force_command, *self._boot.reboot_arguments(into)]
             log.info(
                 "rebooting into slot %s: %s",
                 into,
@@ -236,3 +252,10 @@ async def _order(command: Sequence[str]) -> None:
             log.error("%s: not ended within %s: %s", command[0], format_duration(ORDER_TIMEOUT_S), result.last_line)
         elif result.status != 0:
             log.error("%s: exit status %s: %s", command[0], result.status, result.last_line)
+
+
+def _idle_pause_s(deployment: Deployment) -> float:
+    """An installation that something ends at every start must not wear out the slot."""
+    from otad.transfer.download import idle_pause_s  # noqa: PLC0415 - an idle daemon does without
+
+    return idle_pause_s(deployment.idle_starts)

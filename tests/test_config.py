@@ -690,7 +690,7 @@ def test_what_cannot_be_a_secret_is_refused(tmp_path: Path, content: bytes, text
 def test_a_missing_secret_file_is_a_problem(tmp_path: Path, key: str) -> None:
     loaded = read(tmp_path, {"device.device_secret": None, f"device.{key}": '"none"'})
 
-    assert said(loaded) == [f"device.{key}: {tmp_path / 'none'}: No such file or directory"]
+    assert f"device.{key}: {tmp_path / 'none'}: No such file or directory" in said(loaded)
 
 
 def test_a_secret_that_everyone_can_read_is_a_warning(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ async def reporting(
     async def taken() -> None:
         """Offers are events already."""
 
-    reporter = Reporter(cloud, coordinator, {DEFAULT_MODULE: version}, telemetry, taken, 3600)
+    reporter = Reporter(cloud, coordinator, {DEFAULT_MODULE: version}, DEFAULT_MODULE, telemetry, taken, 3600)
     tasks = [asyncio.create_task(reporter.run())]
     if begun:
         tasks.append(asyncio.create_task(coordinator.run(Filed(DeploymentId("none")))))

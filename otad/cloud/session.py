@@ -84,7 +84,8 @@ class Session:
     """The session of one device; `cloud.Cloud` says what its methods promise.
 
     `fields` is called for each attempt, so that a corrected secret is noticed. `heard` gets every answer, asked or not,
-    in the order of arrival, and must not block. `life` tells this process's connections from those of another.
+    in the order of arrival, and must not block; `changed` hears that `view` is another. `life` tells this process's
+    connections from those of another.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Session:
         heard: Callable[[Answer], None],
         *,
         allow_md5: bool = True,
+        changed: Callable[[], None] = lambda: None,
         life: str = "",
         pace: Pace | None = None,
     ) -> None:
@@ -109,6 +111,7 @@ class Session:
         self._heard = heard
         self._allow_md5 = allow_md5
         self._life = life
+        self._tell_changed = changed
         self._pace = pace or Pace()
 
         self._state = SessionState.OFFLINE
@@ -394,6 +397,7 @@ class Session:
 
     def _become(self, state: SessionState, reason: str) -> None:
         self._state, self._reason, self._since = state, reason, int(time.time())
+        self._tell_changed()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

@@ -339,6 +339,8 @@ def _noticed(state: State, event: Noticed) -> State:
     match meaning:
         case Verdict.SAME:
             assert current is not None
+            if current.notice.origin != event.notice.origin:
+                return state  # the same package by another way: each has rules of its own for its URL
             fresh = replace(current.notice, url=event.notice.url)
             return replace(state, deployment=replace(current, notice=fresh))
         case Verdict.RUNNING:
@@ -477,7 +479,7 @@ def _finished(state: State, event: Finished) -> State:
                     switched=True,
                     activations=deployment.activations + (not deployment.untried),
                     untried=True,
-                    online_before=event.online,
+                    online_before=deployment.online_before or event.online,
                     reason=None,
                 ),
             )
@@ -529,7 +531,8 @@ def _failed_before_the_switch(state: State, deployment: Deployment, failure: Fai
         return replace(state, deployment=replace(deployment, run=deployment.run + 1))
     if deployment.switched:
         return _rolling_back(state, deployment, failure, at)  # the boot loader may hold the target as primary
-    state = _refuse(state, deployment, failure, at)
+    if deployment.notice.origin == Origin.PLATFORM:  # a bad USB stick says nothing about the package
+        state = _refuse(state, deployment, failure, at)
     return _end(state, deployment, Outcome.FAILED, failure, at, step_for(failure))
 
 

@@ -194,7 +194,7 @@ class SlotInstaller:
         try:
             place = self._disk.open_place(path)
         except OSError as error:
-            raise UpdateError(Code.SLOT, f"slot {deployment.target}: {path}: {error.strerror}") from error
+            raise UpdateError(Code.MEDIUM, f"slot {deployment.target}: {path}: {error.strerror}") from error
         try:
             if size is not None and size > place.bytes:
                 raise too_large(deployment, size, place.bytes)
@@ -213,7 +213,7 @@ class SlotInstaller:
             status = os.stat(self._devices[target])
             others = [os.stat(path) for slot, path in self._devices.items() if slot != target]
         except OSError as error:
-            raise UpdateError(Code.SLOT, f"{error.filename}: {error.strerror}") from error
+            raise UpdateError(Code.MEDIUM, f"slot {target}: {error.filename}: {error.strerror}") from error
         if stat.S_ISBLK(status.st_mode) and status.st_rdev == os.stat("/").st_dev:
             raise UpdateError(Code.SLOT, f"slot {target}: {self._devices[target]} is the running root")
         for other in others:

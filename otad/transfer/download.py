@@ -102,10 +102,17 @@ async def download(
     meter = _Meter(deployment, progress, pace.progress_s)
     await _pause_after_idle_starts(deployment.idle_starts, meter)
     transfer = _Transfer(deployment, source, places, is_raw if unpack else None, checkpointed, meter, pace)
+    task = asyncio.current_task()
+    assert task is not None
+    canceled = task.cancelling()
     while True:
         try:
-            return await transfer.run()
+            # A task of its own: in Python 3.11 and 3.12 an error within a TaskGroup swallows a cancellation that comes
+            # at the same time, and only from outside of it can be seen that there was one.
+            return await asyncio.create_task(transfer.run(), name="transfer")
         except StartOver as order:
+            if task.cancelling() > canceled:
+                raise asyncio.CancelledError from order
             log.warning("download starts over: %s", order)
             transfer.forget()
 
@@ -353,10 +360,15 @@ class _Meter:
         self._publish(self._shown)
 
 
-async def _pause_after_idle_starts(idle_starts: int, meter: _Meter) -> None:
+def idle_pause_s(idle_starts: int) -> float:
     """Starts that bring nothing come ever more rarely: something here may be what ends them."""
-    if idle_starts > IDLE_STARTS_MAX:
-        longest_s = min(IDLE_PAUSE_MAX_S, IDLE_PAUSE_FIRST_S * 2.0 ** min(idle_starts - IDLE_STARTS_MAX - 1, 32))
-        pause_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311
+    if idle_starts <= IDLE_STARTS_MAX:
+        return 0
+    longest_s = min(IDLE_PAUSE_MAX_S, IDLE_PAUSE_FIRST_S * 2.0 ** min(idle_starts - IDLE_STARTS_MAX - 1, 32))
+    return longest_s * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+async def _pause_after_idle_starts(idle_starts: int, meter: _Meter) -> None:
+    if pause_s := idle_pause_s(idle_starts):
         meter.wait(Waiting(f"{idle_starts} starts without a new checkpoint", time.time() + pause_s))
         await asyncio.sleep(pause_s)

@@ -669,11 +669,9 @@ OFFERS = [
     row(
         "the one under way: only its URL is new", under_way(), noticed(), changed(under_way(), notice=noticed().notice)
     ),
-    row(
-        "the one under way, offered by the platform too: stays local",
-        under_way(origin=Origin.LOCAL),
-        noticed(),
-        changed(under_way(), notice=replace(noticed().notice, origin=Origin.LOCAL)),
+    unchanged("the one under way, offered by the platform too: stays local", under_way(origin=Origin.LOCAL), noticed()),
+    unchanged(
+        "the one under way, installed by hand too: stays the platform's", under_way(), noticed(origin=Origin.LOCAL)
     ),
     row(
         "another one before the switch: superseded, without a step",
@@ -863,7 +861,7 @@ RESULTS = [
         "installed: activate, counted before the switch",
         under_way(Phase.INSTALLING, activations=1, online_before=True, **STAGED),
         Finished(INSTALL, NOW),
-        under_way(Phase.ACTIVATING, activations=2, **STAGED),
+        under_way(Phase.ACTIVATING, activations=2, online_before=True, **STAGED),
     ),
     row(
         "checked again after the daemon died between switch and reboot: activate, counted already",
@@ -963,10 +961,10 @@ RESULTS = [
         ended(under_way(tries=1), Outcome.FAILED, SPACE, failed_step(2, -4, SPACE), refusals=(refused(SPACE, -4),)),
     ),
     row(
-        "the same for a local one: refused, and no step",
+        "the same for a local one: no step, and the platform's package of this identity is not refused for it",
         under_way(origin=Origin.LOCAL),
         Failed(DOWNLOAD, SPACE, NOW),
-        ended(under_way(origin=Origin.LOCAL, tries=1), Outcome.FAILED, SPACE, refusals=(refused(SPACE, -4),)),
+        ended(under_way(origin=Origin.LOCAL, tries=1), Outcome.FAILED, SPACE),
     ),
     row(
         "the last try of a check after a switch: roll back, the target may be primary",

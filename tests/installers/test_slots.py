@@ -293,7 +293,7 @@ async def test_a_target_that_is_not_there_is_refused(world: World) -> None:
     world.devices[B].unlink()
 
     found = await failure(world.installer.open_slot(world.deployment(IMAGE)))
-    assert found == Failure(Code.SLOT, f"{world.devices[B]}: No such file or directory")
+    assert found == Failure(Code.MEDIUM, f"slot b: {world.devices[B]}: No such file or directory")
     assert world.boot.orders == []
 
 
@@ -302,14 +302,14 @@ async def test_a_target_that_somebody_else_writes_is_refused(world: World) -> No
         fcntl.flock(other, fcntl.LOCK_EX)
 
         found = await failure(world.installer.open_slot(world.deployment(IMAGE)))
-    assert found == Failure(Code.SLOT, f"slot b: {world.devices[B]}: somebody else writes it")
+    assert found == Failure(Code.MEDIUM, f"slot b: {world.devices[B]}: somebody else writes it")
     assert world.boot.orders == []
 
 
 async def test_an_open_target_is_nobody_elses_until_it_is_released(world: World) -> None:
     await world.installer.open_slot(world.deployment(IMAGE))
 
-    assert (await failure(world.new_installer().open_slot(world.deployment(IMAGE)))).code == Code.SLOT
+    assert (await failure(world.new_installer().open_slot(world.deployment(IMAGE)))).code == Code.MEDIUM
     world.installer.release()
     await world.new_installer().open_slot(world.deployment(IMAGE))
 

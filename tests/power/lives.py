@@ -85,7 +85,7 @@ IN_FLIGHT_BYTES = PACE.buffers * PACE.buffer_bytes + 2 * PIECE_BYTES
 LIVES_MAX = 60
 ERRORS_MAX = 5
 REST_S = 30.0
-LIFE_MAX_S = 3 * 86400.0
+LIFE_MAX_S = 4 * 3600.0
 
 
 class Broken(AssertionError):  # noqa: N818
@@ -558,7 +558,7 @@ class Board:
         carry_out = self.parts.carry_out(worker.carry_out, self, boot, installer)
         coordinator = Coordinator(store, store.load(), carry_out, let_go, telemetry)
         modules: dict[ModuleName, Callable[[], Awaitable[Evidence]]] = {DEFAULT_MODULE: running}
-        reporter = Reporter(cloud, coordinator, modules, telemetry, offers.join, 6 * 3600)
+        reporter = Reporter(cloud, coordinator, modules, DEFAULT_MODULE, telemetry, offers.join, 6 * 3600)
         boot_id, board = await look()
         first = Started(boot_id, board, DEFAULT_MODULE, (await running()).version, now())
         async with asyncio.TaskGroup() as group:
