@@ -175,6 +175,7 @@ class Daemon:
         self._problems = tuple(str(problem) for problem in loaded.problems)
         self._config_errors = bool(loaded.errors)
         self._looking = asyncio.Lock()
+        self._unseen = ""  # why it is not known yet what the machine shows
         self._disk = disk
         self._boot: BootControl = boot_control(disk, config)
         self._telemetry = Telemetry()
@@ -234,9 +235,9 @@ class Daemon:
     # -- making
 
     def _make_cloud(self, loaded: Loaded) -> Cloud:
-        if loaded.errors:
-            count = len(loaded.errors)
-            return Off(f"{count} error{'s' if count > 1 else ''} in the configuration: {loaded.errors[0]}", now())
+        errors = [error for error in loaded.errors if error.key.partition(".")[0] in ("", "device", "mqtt")]
+        if errors:
+            return Off(f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the configuration: {errors[0]}", now())
         from otad.cloud.session import Session  # noqa: PLC0415 - aiomqtt, only where there is a session
 
         config = loaded.config
@@ -284,12 +285,14 @@ class Daemon:
                 board = await in_thread(self._boot.view)
             except UpdateError as error:
                 _log.error("the boot loader's store: %s", error)
+                self._unseen = f"the boot loader's store ({error})"
                 self._telemetry.publish(
                     Progress(None, waits_for=f"the boot loader's store ({error})", waits_until=time.time() + pause)
                 )
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, START_PAUSE_MAX_S)
             else:
+                self._unseen = ""
                 self._telemetry.publish(None)
                 self._seen = replace(self._seen, board=board)
                 found = await self._slots_evidence()
@@ -337,6 +340,10 @@ class Daemon:
             self._offers.task_done()
 
     async def _event_of(self, answer: Answer) -> Noticed | Rejected | None:
+        if self._config_errors:
+            # Whatever it says, nothing is begun; and nothing is refused, since the fault is the gateway's.
+            _log.warning("an offer is passed over: the configuration has errors")
+            return None
         match answer:
             case Offered(notice, offer) if notice.identity.module in self._modules:
                 return await self._noticed(notice, offer)
@@ -457,7 +464,7 @@ class Daemon:
                     for module in self._modules
                 },
                 progress=self._telemetry.progress,
-                stuck=self._coordinator.stuck,
+                stuck=self._unseen or self._coordinator.stuck,
                 asks_at=time.time() + asks_at - loop.time() if asks_at is not None else None,
                 problems=(
                     *self._problems,

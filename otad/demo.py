@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 if all happened as told."""
     directory = Path(arguments.keep) if arguments.keep else Path(tempfile.mkdtemp(prefix="otad-demo-"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what follows is tidied
     try:
         directory.mkdir(parents=True, exist_ok=True)
         return asyncio.run(_Demo(directory, _Stage(as_json=arguments.json)).run())

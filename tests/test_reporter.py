@@ -312,3 +312,20 @@ async def _settled(coordinator: Coordinator, telemetry: Telemetry) -> None:
     telemetry.touch()
     for _ in range(50):
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param(_state(tainted=(A,)), id="it failed its health gate"),
+        pytest.param(_state(board=Board(None, A, (SlotView(A, True, 3, True),))), id="it is none of our slots"),
+    ],
+)
+async def test_no_version_is_told_from_a_system_that_is_not_to_be_trusted(tmp_path: Path, state: State) -> None:
+    cloud = FakeCloud()
+    async with reporting(tmp_path, state, cloud) as (coordinator, telemetry):
+        cloud.come()
+        await cloud.until(lambda: cloud.said)
+        await _settled(coordinator, telemetry)
+
+        assert cloud.said == ["ask"]

@@ -177,3 +177,46 @@ async def test_rollback_by_hand_to_a_slot_that_does_not_come_up_stays_where_it_i
         assert after["slots"]["b"] == {**after["slots"]["b"], "good": True, "primary": True, "confirmed": True}
         assert after["slots"]["a"]["good"] is False
         assert -1 not in world.steps
+
+
+async def test_with_an_error_in_the_configuration_nothing_new_is_begun_and_a_trial_is_still_confirmed(
+    tmp_path: Path,
+) -> None:
+    async with new_world(tmp_path, slot_bytes=MIB) as world:
+        gate = tmp_path / "gate"
+        world.gateway.add_health_check("05-gate", f"[ -e {gate} ] || exit 75\n")
+        world.power_on()
+        await world.informed("1-0-0")
+        job = world.push(world.package("2-0-0", MIB))
+        await world.phase("confirming")
+        with world.gateway.config.open("a") as config:
+            config.write('[update]\ntries = "many"\n')
+        gate.touch()
+        world.gateway.kill()
+        job = await world.ended(job)
+        later = world.push(world.package("3-0-0", MIB))
+        status, said = await world.otad("install", str(tmp_path / "3-0-0.img"), "--version", "3-0-0")
+        shown = await world.idle("b")
+
+        assert job.state == JobState.SUCCEEDED
+        assert world.platform.job(later).state == JobState.NOTIFIED
+        assert (status, "configuration has errors" in said) == (4, True)
+        assert any("update.tries" in problem for problem in shown["problems"])
+
+
+async def test_a_boot_loader_store_that_cannot_be_read_is_said_and_waited_for(tmp_path: Path) -> None:
+    async with new_world(tmp_path, slot_bytes=MIB) as world:
+        world.power_on()
+        await world.informed("1-0-0")
+        await world.power_off()
+        variables = world.gateway.directory / "boot" / "variables.json"
+        kept = variables.read_text()
+        variables.write_text("{")
+        await world.gateway.start()
+        shown = await world.status()
+        variables.write_text(kept)
+        after = await world.status(lambda s: s["session"]["state"] == "online")
+        await world.gateway.stop()
+
+        assert shown["next"].startswith("wait for the boot loader's store (")
+        assert after["next"].startswith("nothing to do")

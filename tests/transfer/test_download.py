@@ -31,10 +31,21 @@ from transfer_world import (
     whole,
 )
 
-from otad.core.model import DigestMethod, PlaceKind
+from otad.core.model import (
+    DEFAULT_MODULE,
+    Deployment,
+    DeploymentId,
+    Digest,
+    DigestMethod,
+    Identity,
+    Notice,
+    Phase,
+    PlaceKind,
+    Slot,
+)
 from otad.durable import Place
 from otad.errors import Code, UpdateError
-from otad.transfer.download import Checkpoint
+from otad.transfer.download import Checkpoint, download
 from otad.transfer.source import Begin, Piece, StartOver, Waiting
 
 SIZE = len(IMAGE)
@@ -518,3 +529,49 @@ async def test_a_server_that_lies_about_its_range_is_found_out(server: WebServer
 
     assert error.failure.code == Code.DIGEST
     assert gateway.deployment.joined  # so it is repeated once before it counts as the package's fault
+
+
+async def test_a_cancellation_that_meets_a_changed_object_is_not_lost(tmp_path: Path) -> None:
+    """Both arrive while the writer is in its thread: what is awaited must end, or nothing else is ever done."""
+    writing, go_on = threading.Event(), threading.Event()
+
+    class SlowPlace:
+        bytes, from_medium = 8 << 20, True
+
+        def write(self, offset: int, content: memoryview) -> None:
+            writing.set()
+            assert go_on.wait(10)
+
+        def sync(self) -> None: ...
+
+        def read_into(self, offset: int, buffer: memoryview) -> int:
+            return 0
+
+        def close(self) -> None: ...
+
+    class ChangedSource:
+        async def pieces(self, begin: Begin, waits: Callable[[Waiting], None]) -> AsyncGenerator[Piece, None]:
+            yield Piece(bytes(2 << 20), 2 << 20, first=True)
+            await asyncio.to_thread(writing.wait)
+            raise StartOver("another object")
+
+    class SlowPlaces:
+        async def open_slot(self, deployment: Deployment) -> Place:
+            return SlowPlace()
+
+        async def open_staging(self, deployment: Deployment) -> Place:
+            raise AssertionError
+
+    identity = Identity(DEFAULT_MODULE, "2", 4 << 20, Digest(DigestMethod.SHA256, "ab" * 32))
+    deployment = Deployment(DeploymentId("d"), Notice(identity, ""), Phase.DOWNLOADING, Slot("a"), Slot("b"), 0, 3)
+    task = asyncio.create_task(
+        download(deployment, ChangedSource(), SlowPlaces(), True, lambda _: None, lambda _: None, is_raw=lambda _: True)
+    )
+    await asyncio.to_thread(writing.wait)
+    for _ in range(20):  # the source has raised by now, and the writer is still in its thread
+        await asyncio.sleep(0.01)
+    task.cancel()
+    go_on.set()
+    await asyncio.wait([task], timeout=10)
+
+    assert task.cancelled()
