@@ -551,7 +551,7 @@ async def test_a_cancellation_that_meets_a_changed_object_is_not_lost(tmp_path: 
 
     class ChangedSource:
         async def pieces(self, begin: Begin, waits: Callable[[Waiting], None]) -> AsyncGenerator[Piece, None]:
-            yield Piece(bytes(2 << 20), 2 << 20, first=True)
+            yield Piece(bytes(1 << 20), 1 << 20, first=True)
             await asyncio.to_thread(writing.wait)
             raise StartOver("another object")
 
