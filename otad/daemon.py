@@ -14,6 +14,7 @@ import ctypes
 import logging
 import secrets
 import signal
+import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,10 @@ def run(loaded: Loaded) -> int:
     directory = loaded.config.state.directory
     try:
         disk.make_directory(directory)
+        if slot := _slot_that_holds(directory, loaded.config):
+            _log.error("%s: lies on slot %s: the next upgrade would take the memory of it away", directory, slot)
+            _log.error("set state.directory to storage that all slots mount")
+            return 2
         lock = Lock(directory)
     except InUseError as error:
         _log.error("%s", error)
@@ -104,6 +109,17 @@ def run(loaded: Loaded) -> int:
         return asyncio.run(_serve(loaded, disk))
     finally:
         lock.release()
+
+
+def _slot_that_holds(directory: Path, config: Config) -> str | None:
+    """The slot whose file system this directory lies on."""
+    device = directory.stat().st_dev
+    for name, slot in config.slots.items():
+        with contextlib.suppress(OSError):  # a slot that is not there is another matter
+            status = slot.device.stat()
+            if stat.S_ISBLK(status.st_mode) and status.st_rdev == device:
+                return name
+    return None
 
 
 def _share_one_arena() -> None:
