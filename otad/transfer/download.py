@@ -330,6 +330,7 @@ class _Meter:
         self.position, self.checked, self.resumed = deployment.checkpoint, 0, 0
         self._shown = Progress(deployment.id, self.position, deployment.notice.identity.size)
         self._shown_at = time.monotonic()
+        self._rated = (self.position, self._shown_at)  # where and when the rate was last taken
 
     def move(self, position: int) -> None:
         self.position = position
@@ -346,12 +347,17 @@ class _Meter:
 
     def _show(self, waits_for: str = "", waits_until: float | None = None) -> None:
         now = time.monotonic()
-        rate = max(0, self.position - self._shown.bytes) / max(now - self._shown_at, 0.001)
+        rate, (begun, since) = self._shown.rate, self._rated
+        if waits_for:
+            rate, self._rated = 0.0, (self.position, now)
+        elif now - since >= self._every_s:  # what came in a moment says nothing of what a second brings
+            fresh = max(0, self.position - begun) / max(now - since, 0.001)
+            rate, self._rated = (rate + fresh) / 2 if rate else fresh, (self.position, now)
         self._shown = replace(
             self._shown,
             bytes=self.position,
             checked=self.checked,
-            rate=(self._shown.rate + rate) / 2 if self._shown.rate and not waits_for else rate,
+            rate=rate,
             resumed=self.resumed,
             waits_for=waits_for,
             waits_until=waits_until,

@@ -45,7 +45,8 @@ from otad.core.model import (
 )
 from otad.durable import Place
 from otad.errors import Code, UpdateError
-from otad.transfer.download import Checkpoint, download
+from otad.telemetry import Progress
+from otad.transfer.download import Checkpoint, _Meter, download
 from otad.transfer.source import Begin, Piece, StartOver, Waiting
 
 SIZE = len(IMAGE)
@@ -575,3 +576,15 @@ async def test_a_cancellation_that_meets_a_changed_object_is_not_lost(tmp_path: 
     await asyncio.wait([task], timeout=10)
 
     assert task.cancelled()
+
+
+def test_the_first_bytes_after_a_wait_are_no_rate() -> None:
+    """Half a MiB a millisecond after the answer is not 500 MiB per second: the time left would be a lie."""
+    identity = Identity(DEFAULT_MODULE, "2", 4 << 20, Digest(DigestMethod.SHA256, "ab" * 32))
+    deployment = Deployment(DeploymentId("d"), Notice(identity, ""), Phase.DOWNLOADING, Slot("a"), Slot("b"), 0, 3)
+    seen: list[Progress] = []
+    meter = _Meter(deployment, seen.append, 60)
+    meter.wait(Waiting("the server to answer"))
+    meter.move(512 << 10)
+
+    assert (seen[-1].bytes, seen[-1].waits_for, seen[-1].rate) == (512 << 10, "", 0.0)
