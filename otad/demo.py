@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 if all happened as told."""
     directory = Path(arguments.keep) if arguments.keep else Path(tempfile.mkdtemp(prefix="otad-demo-"))
+    if arguments.keep and directory.exists() and any(directory.iterdir()):
+        sys.stderr.write(f"otad demo: {directory}: not empty\notad demo: name a new directory, or remove this one\n")
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what follows is tidied
     try:
         directory.mkdir(parents=True, exist_ok=True)

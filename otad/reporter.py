@@ -104,9 +104,8 @@ class Reporter:
         offers_taken: Callable[[], Awaitable[None]],
         ask_interval_s: float,
     ) -> None:
-        """`modules` reads each module's running version, in the order in which they are informed; `system` is
-        the one that the slots are; `offers_taken`
-        returns when the state knows of all offers heard so far."""
+        """`modules` reads each module's running version, in the order in which they are informed; `system` is the one
+        that the slots are; `offers_taken` returns when the state knows of all offers heard so far."""
         self._cloud = cloud
         self._coordinator = coordinator
         self._modules = modules

@@ -27,6 +27,7 @@ set_up() {
     # Again only when what is to be installed has changed.
     local wanted=".venv/$extra-$(sha256sum pyproject.toml | cut -c1-16)"
     if [ ! -e "$wanted" ]; then
+        echo "setting up .venv, this time only" >&2
         .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$extra]" || exit 1
         touch "$wanted"
     fi
