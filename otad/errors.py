@@ -26,6 +26,7 @@ class Code(StrEnum):
     HEALTH = "health"  # a health check said no
     SESSION = "session"  # the new system does not reach the platform
     FELL_BACK = "fell_back"  # the boot loader returned to the old slot by itself
+    SIGNATURE = "signature"  # a notice whose signature is missing or wrong
     UNSUPPORTED = "unsupported"  # a notice otad understands and cannot carry out
     MALFORMED = "malformed"  # a notice with a field that is wrong
     CANCELED = "canceled"  # ended by hand

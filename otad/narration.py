@@ -89,11 +89,19 @@ def _tell_deployment(before: Deployment | None, after: Deployment) -> None:
 
 def _phase_words(deployment: Deployment) -> str:
     version = deployment.notice.identity.version
+    module = deployment.notice.identity.module
+    where = f"module {module}" if deployment.in_place else f"slot {deployment.target}"
     match deployment.phase:
         case Phase.DOWNLOADING:
-            return f"{version}: downloading for slot {deployment.target}"
+            return f"{version}: downloading for {where}"
         case Phase.INSTALLING:
-            return f"{version}: installing into slot {deployment.target}"
+            return f"{version}: installing into {where}"
+        case Phase.ACTIVATING if deployment.in_place:
+            return f"{version}: checked; switching {where} to it"
+        case Phase.CONFIRMING if deployment.in_place:
+            return f"{version}: {where} is switched; checking its version and health"
+        case Phase.ROLLING_BACK if deployment.in_place:
+            return f"{version}: rolling back {where}"
         case Phase.ACTIVATING:
             return f"{version}: checked; activating slot {deployment.target}"
         case Phase.REBOOTING:

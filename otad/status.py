@@ -103,7 +103,7 @@ def _deployment(deployment: Deployment, progress: Progress) -> dict[str, JSON]:
         "module": deployment.notice.identity.module,
         "version": deployment.notice.identity.version,
         "phase": str(deployment.phase),
-        "target": deployment.target,
+        "target": deployment.target or None,
         "since": utc(deployment.began),
         "bytes": progress.bytes,
         "total": progress.total,
@@ -175,7 +175,15 @@ def _deployment_words(situation: Situation, deployment: Deployment) -> str:
     progress = _progress(situation)
     waiting = _waiting(situation, progress)
     target, old = f"slot {deployment.target}", f"slot {deployment.old}"
+    if deployment.in_place:
+        target = f"module {deployment.notice.identity.module}"
     match deployment.phase:
+        case Phase.ACTIVATING if deployment.in_place:
+            return _then(waiting, f"switch {target} to it, then check its version and health")
+        case Phase.CONFIRMING if deployment.in_place:
+            return _then(waiting, f"check the version and the health of {target}; if they are wrong, roll it back")
+        case Phase.ROLLING_BACK if deployment.in_place:
+            return _then(waiting, f"bring back what {target} had before, then report it")
         case Phase.DOWNLOADING:
             after = f"install it to {target}" if deployment.place is PlaceKind.STAGING else f"activate {target}"
             return _then(waiting, _transfer_words("download", "", progress, after))

@@ -32,6 +32,7 @@ class Noticed:
     running: str | None  # the module's version by evidence; None where it cannot be read
     tries_allowed: int
     at: int
+    in_place: bool = False  # the module is not made of slots
 
 
 @dataclass(frozen=True, slots=True)

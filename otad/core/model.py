@@ -21,6 +21,8 @@ BootId = NewType("BootId", str)
 DeploymentId = NewType("DeploymentId", str)
 
 DEFAULT_MODULE = ModuleName("default")
+NO_SLOT = Slot("")
+"""Stands for both slots of a deployment in place: of a module that is switched while the system runs."""
 DESC_CHARACTERS = 128
 """The platform takes no longer text with a step."""
 
@@ -66,12 +68,53 @@ class Origin(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Artifact:
+    """One file of a package. `url` may carry a signature: never log it whole."""
+
+    name: str  # "" for the only one
+    size: int
+    digest: Digest
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The numbers under which the platform gives the package in blocks over MQTT. New ones come with each message."""
+
+    stream_id: int
+    file_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A word the operator gave the package (`extData`). Never policy: nothing that otad decides depends on it."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
-    """The platform's order, or `otad install`'s, as parsed. `url` may carry a signature: never log it whole."""
+    """The platform's order, or `otad install`'s, as parsed. `url` may carry a signature: never log it whole.
+
+    A package of several files is one row of bytes, in the order of `files`: its identity's size is the sum of theirs
+    and its digest stands for all of theirs (`cloud.wire` says how). `url` is "" then, and also where the package comes
+    over MQTT only.
+    """
 
     identity: Identity
     url: str
     origin: Origin = Origin.PLATFORM
+    files: tuple[Artifact, ...] = ()
+    stream: Stream | None = None
+    tags: tuple[Tag, ...] = ()
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """The files of this package, one or several. A notice without a digest has none."""
+        if self.files or self.identity.digest is None:
+            return self.files
+        return (Artifact("", self.identity.size, self.identity.digest, self.url),)
 
 
 class Phase(StrEnum):
@@ -129,6 +172,11 @@ class Deployment:
     online_before: bool = False  # the old system had a session in the hour before the reboot
     by_hand: bool = False  # `otad mark-good` stands for the health checks
     reason: Failure | None = None  # the last failure, and why we are rolling back
+
+    @property
+    def in_place(self) -> bool:
+        """The module is none of the slots: neither boot loader nor reboot is part of this."""
+        return self.target == NO_SLOT
 
 
 @dataclass(frozen=True, slots=True)

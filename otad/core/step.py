@@ -26,6 +26,9 @@ Whatever affects a transition is in this file. Rules that compete are decided he
   old slot is seen booted: the negative step first, then the inform.
 - A system that is left by hand, with no package as the reason, stays good in the store until the other one runs. If
   that one does not come up it is the one rolled back, and what was left is as trusted as it was before.
+- A deployment in place has neither slots nor a reboot: activating is its switch, and confirming follows at once. What
+  it has brought is proven by the process that switches; so after a restart it is carried in again before the switch is
+  repeated. It is gone on with for ever, ever more rarely: nothing but a failure says that it cannot be done.
 - At most one outcome per deployment. Superseded says nothing: its step could hit the job that replaced it. A local
   deployment only informs in the end.
 """
@@ -54,6 +57,7 @@ from otad.core.events import (
 )
 from otad.core.model import (
     DESC_CHARACTERS,
+    NO_SLOT,
     Board,
     Deployment,
     DeploymentId,
@@ -133,6 +137,12 @@ def _started(state: State, event: Started) -> State:
         return _recovered(state, event, booted, known)
     # Every start is a new run: what an earlier process had opened or checked, this one has not.
     deployment = replace(deployment, run=deployment.run + 1)
+    if deployment.in_place:
+        # A system that came up by other means is proven first; the package is offered again.
+        reason = Failure(Code.SLOT, f"slot {booted} was booted by other means and must pass its health checks first")
+        ended = _end(state, deployment, Outcome.SUPERSEDED, reason, event.at)
+        recovered = _recovered(ended, event, booted, known)
+        return recovered if recovered.deployment else replace(state, deployment=_started_in_place(deployment))
     match deployment.phase:
         case Phase.DOWNLOADING | Phase.INSTALLING if is_before_the_switch(deployment):
             return _started_before_the_switch(state, deployment, event, booted)
@@ -152,6 +162,15 @@ def _started_before_the_switch(state: State, deployment: Deployment, event: Star
         # Says nothing to the platform, which offers the package again. Memory does not vouch for what runs now.
         return _recovered(_end(state, deployment, Outcome.SUPERSEDED, reason, event.at), event, booted, known=False)
     return replace(state, deployment=_gone_on(replace(deployment, old=booted)))
+
+
+def _started_in_place(deployment: Deployment) -> Deployment:
+    """The switch, and what proves it, are safe to repeat; what an earlier process had carried in is not believed."""
+    if deployment.phase == Phase.ACTIVATING:
+        return _gone_on(_check_again(deployment))
+    if deployment.phase in (Phase.DOWNLOADING, Phase.INSTALLING):
+        return _gone_on(deployment)
+    return replace(deployment, idle_starts=deployment.idle_starts + 1)
 
 
 def _gone_on(deployment: Deployment) -> Deployment:
@@ -312,7 +331,9 @@ def verdict(state: State, event: Noticed) -> Verdict:
     if refusal is not None and not _has_lapsed(refusal, event.at) and event.notice.origin == Origin.PLATFORM:
         # A step would hit the job of the deployment under way; it is offered again afterwards.
         return Verdict.REFUSED if current is None else Verdict.BUSY
-    if state.board is None or state.board.booted is None or state.board.other(state.board.booted) is None:
+    if state.board is None or state.board.booted is None:
+        return Verdict.NOT_OURS
+    if not event.in_place and state.board.other(state.board.booted) is None:
         return Verdict.NOT_OURS
     if current is not None:
         both_from_the_platform = current.notice.origin == event.notice.origin == Origin.PLATFORM
@@ -341,7 +362,7 @@ def _noticed(state: State, event: Noticed) -> State:
             assert current is not None
             if current.notice.origin != event.notice.origin:
                 return state  # the same package by another way: each has rules of its own for its URL
-            fresh = replace(current.notice, url=event.notice.url)
+            fresh = _refreshed(current.notice, event.notice)
             return replace(state, deployment=replace(current, notice=fresh))
         case Verdict.RUNNING:
             return _owe_inform(state, event.notice.identity.module)
@@ -361,17 +382,24 @@ def _noticed(state: State, event: Noticed) -> State:
             assert_never(meaning)
 
 
+def _refreshed(notice: Notice, newer: Notice) -> Notice:
+    """The newest way to the same bytes. One that the newer message does not name may still be open."""
+    return replace(newer, url=newer.url or notice.url, stream=newer.stream or notice.stream)
+
+
 def _begin(state: State, event: Noticed) -> State:
     assert state.board is not None
     assert state.board.booted is not None
-    target = state.board.other(state.board.booted)
+    old, target = state.board.booted, state.board.other(state.board.booted)
+    if event.in_place:
+        old = target = NO_SLOT
     assert target is not None
     serial = state.serial + 1
     deployment = Deployment(
         id=_deployment_id(serial, event.at),
         notice=event.notice,
         phase=Phase.DOWNLOADING,
-        old=state.board.booted,
+        old=old,
         target=target,
         began=event.at,
         tries_allowed=event.tries_allowed,
@@ -389,7 +417,7 @@ def _rejected(state: State, event: Rejected) -> State:
     if refusal is None:
         failure = _kept(event.failure)
         desc = short(str(failure))
-        refusal = Refusal(event.key, event.module, event.version, -1, desc, failure, event.at)
+        refusal = Refusal(event.key, event.module, event.version, step_for(failure), desc, failure, event.at)
         state = _with_refusal(replace(state, serial=state.serial + 1), refusal)
         state = _filed(state, _never_begun(state, event, failure))
     return _answer_refused(state, refusal, event.offer, None)
@@ -483,11 +511,16 @@ def _finished(state: State, event: Finished) -> State:
                     reason=None,
                 ),
             )
+        case Phase.ACTIVATING if deployment.in_place:
+            confirming = replace(deployment, phase=Phase.CONFIRMING, on_trial=True)
+            return replace(state, deployment=confirming)
         case Phase.ACTIVATING:
             online = deployment.online_before or event.online
             return replace(state, deployment=replace(deployment, phase=Phase.REBOOTING, online_before=online))
         case Phase.REBOOTING:
             return state  # a reboot ends with the process, not with a result
+        case Phase.CONFIRMING if deployment.in_place:
+            return _succeeded(state, deployment, event.at)
         case Phase.CONFIRMING:
             return _succeeded(replace(state, settled=state.boot_id), deployment, event.at)
         case Phase.ROLLING_BACK:
@@ -504,14 +537,18 @@ def _failed(state: State, event: Failed) -> State:
     match deployment.phase:
         case Phase.DOWNLOADING | Phase.INSTALLING:
             return _failed_before_the_switch(state, deployment, failure, event.at)
+        case Phase.ACTIVATING if deployment.in_place:
+            return _failed_before_the_switch(state, _check_again(deployment), failure, event.at)
         case Phase.ACTIVATING | Phase.REBOOTING:
             return _rolling_back(state, deployment, failure, event.at)
         case Phase.CONFIRMING:
             assert state.board is not None
-            if _can_return(state.board, deployment):
+            if deployment.in_place or _can_return(state.board, deployment):
                 return _rolling_back(state, deployment, failure, event.at)
             return _nowhere_to_go(state, deployment, failure, event.at)
         case Phase.ROLLING_BACK:
+            if deployment.in_place:
+                return _stays_switched(state, deployment, failure, event.at)
             # The store takes nothing. The attempts bring the old slot back; if it runs already, say so and end.
             return _rolled_back(state, deployment, event.at)
         case _:
@@ -557,7 +594,7 @@ def _condemned(state: State, deployment: Deployment, reason: Failure, at: int) -
     """Refused from this moment on, across reboots: a power cut must not make it acceptable."""
     if deployment.notice.identity.digest is not None:
         state = _refuse(state, deployment, reason, at)
-    return _tainted(state, deployment.target)
+    return state if deployment.in_place else _tainted(state, deployment.target)
 
 
 def _tainted(state: State, slot: Slot) -> State:
@@ -586,6 +623,14 @@ def _rolled_back(state: State, deployment: Deployment, at: int) -> State:
     stayed = not deployment.on_trial and (deployment.notice.origin, reason.code) == (Origin.RECOVERED, Code.FELL_BACK)
     outcome = Outcome.FAILED if never_ran or stayed else Outcome.ROLLED_BACK
     state = _end(state, deployment, outcome, reason, at, step_for(reason))
+    return _owe_inform(state, deployment.notice.identity.module)
+
+
+def _stays_switched(state: State, deployment: Deployment, failure: Failure, at: int) -> State:
+    """The installer cannot go back: what there is stays, and both reasons are told."""
+    reason = deployment.reason or Failure(Code.UNKNOWN, "rolled back")
+    both = replace(reason, detail=f"{reason}; and what ran before could not be restored: {failure}")
+    state = _end(state, deployment, Outcome.FAILED, _kept(both), at, step_for(both))
     return _owe_inform(state, deployment.notice.identity.module)
 
 
@@ -642,7 +687,7 @@ def _objection_to_roll_back(state: State, board: Board) -> str | None:
             return "nothing to roll back: the new system has not been activated; `otad cancel` ends the deployment"
         if deployment.phase == Phase.ROLLING_BACK:
             return f"nothing to do: rolling back to slot {deployment.old} already"
-        if deployment.phase != Phase.CONFIRMING or _can_return(board, deployment):
+        if deployment.in_place or deployment.phase != Phase.CONFIRMING or _can_return(board, deployment):
             return None
     other = deployment.old if deployment is not None else board.other(board.booted)
     view = board.view(other) if other is not None else None
@@ -715,9 +760,9 @@ def step_for(failure: Failure) -> int:
     match failure.code:
         case Code.HTTP_STATUS | Code.URL | Code.CONTENT:
             return -2
-        case Code.DIGEST:
+        case Code.DIGEST | Code.SIGNATURE:
             return -3
-        case Code.FORMAT | Code.SPACE | Code.MEDIUM | Code.SLOT:
+        case Code.FORMAT | Code.SPACE | Code.MEDIUM | Code.SLOT | Code.INSTALL:
             return -4
         case _:
             return -1

@@ -1449,8 +1449,8 @@ def test_what_the_platform_reads_is_one_line_that_fits(text: str, wanted: str) -
 @pytest.mark.parametrize("code", Code)
 def test_each_code_has_the_platforms_number(code: Code) -> None:
     download = {Code.HTTP_STATUS, Code.URL, Code.CONTENT}
-    writing = {Code.FORMAT, Code.SPACE, Code.MEDIUM, Code.SLOT}
-    wanted = -2 if code in download else -3 if code == Code.DIGEST else -4 if code in writing else -1
+    writing = {Code.FORMAT, Code.SPACE, Code.MEDIUM, Code.SLOT, Code.INSTALL}
+    wanted = -2 if code in download else -3 if code in {Code.DIGEST, Code.SIGNATURE} else -4 if code in writing else -1
 
     assert step_for(Failure(code, "")) == wanted
 
