@@ -53,6 +53,14 @@ class MqttVersion(StrEnum):
     V5 = "5"
 
 
+class Registration(StrEnum):
+    """How a device that has only its product's secret gets one of its own."""
+
+    MQTT = "mqtt"  # registered with the platform beforehand: a device secret
+    MQTT_TOKEN = "mqtt-token"  # not registered beforehand: a client id and a token
+    HTTPS = "https"  # as mqtt, by another way
+
+
 class Format(StrEnum):
     """Whether packages are unpacked."""
 
@@ -81,8 +89,6 @@ class Backend(StrEnum):
 
 # The file's format is ahead of the program: what is listed in the enumerations and not here is refused by name.
 AVAILABLE_BACKENDS = (Backend.SIMULATED,)
-AVAILABLE_INSTALLERS = (InstallerKind.SLOTS,)
-AVAILABLE_MQTT_VERSIONS = (MqttVersion.V3_1_1,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,12 @@ class SlotVersion:
     """A module's version stands in the booted slot itself (simulated board)."""
 
 
-VersionSource: TypeAlias = OsReleaseVersion | FileVersion | CommandVersion | SlotVersion
+@dataclass(frozen=True, slots=True)
+class InstalledVersion:
+    """A module's version is that of the directory to which its link points (installer `files`)."""
+
+
+VersionSource: TypeAlias = OsReleaseVersion | FileVersion | CommandVersion | SlotVersion | InstalledVersion
 
 
 class Kind(Protocol):
@@ -261,7 +272,7 @@ class Words:
 class Version:
     """Where the version of a module is read."""
 
-    says: str = "os-release:KEY, file:PATH, command:PATH or slot"
+    says: str = "os-release:KEY, file:PATH, command:PATH, installed or slot"
 
     def parse(self, value: object, base: Path) -> VersionSource:
         scheme, colon, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
@@ -272,6 +283,8 @@ class Version:
                 return FileVersion(File().parse(rest, base))
             case "command" if rest:
                 return CommandVersion(File().parse(rest, base))
+            case "installed" if not colon:
+                return InstalledVersion()
             case "slot" if not colon:
                 return SlotVersion()
             case _:
@@ -320,6 +333,9 @@ _HOST = Text(
     r"(?=.{1,253}\Z)([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|(?=.*:.*:)[0-9A-Fa-f:.]+(%[\w.-]{1,15})?)",
     "a host name or address of at most 253 characters, without scheme and port",
 )
+_HOST_PORT = Text(
+    r"(?=.{1,253}(:|\Z))[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(:[0-9]{1,5})?", "HOST or HOST:PORT, without scheme"
+)
 _PROXY = Text(r"https?://[!-.0-~]{1,1000}/?", "http://HOST:PORT")
 _NAME_32 = Text(r"[A-Za-z0-9._-]{1,32}", "1 to 32 characters of A-Z a-z 0-9 . _ -")
 _NAME_64 = Text(r"[A-Za-z0-9._-]{1,64}", "1 to 64 characters of A-Z a-z 0-9 . _ -")
@@ -332,16 +348,14 @@ class DeviceSettings:
     product_key: str = _key(
         Text(r"[A-Za-z0-9]{1,64}", "1 to 64 letters and digits"),
         "",
-        "the product, as the console shows it",
+        "the product, as the console shows it; an X.509 certificate tells it by itself",
         example="a1B2c3D4e5F",
-        required=True,
     )
     device_name: str = _key(
         Text(r"[A-Za-z0-9_.:@-]{4,32}", "4 to 32 characters of A-Z a-z 0-9 - _ @ . :"),
         "",
-        "the device, as the console shows it",
+        "the device, as the console shows it; an X.509 certificate tells it by itself",
         example="gateway-0001",
-        required=True,
     )
     client_id: str = _key(
         Text(r"[!-{}~]{1,64}", "1 to 64 printable characters other than |"),
@@ -354,6 +368,14 @@ class DeviceSettings:
     )
     product_secret: str = _key(_SECRET, "", "credential for dynamic registration; better in a file", secret=True)
     product_secret_file: Path | None = _key(File(), "", "credential for dynamic registration: file with the secret")
+    registration: Registration = _key(
+        Choice(Registration),
+        "mqtt",
+        "with a product secret: mqtt or https where the console knows this device already, else mqtt-token",
+    )
+    registration_host: str = _key(
+        _HOST_PORT, "", "https registration: its end point; not set: that of the instance or region"
+    )
     certificate_file: Path | None = _key(File(), "", "credential: X.509 certificate (PEM), with key_file")
     key_file: Path | None = _key(File(), "", "the certificate's private key, PEM")
 
@@ -419,6 +441,16 @@ class Module:
 
     installer: InstallerKind = _key(Choice(InstallerKind), "slots", "what the module is made of")
     version: VersionSource = _key(Version(), "os-release:IMAGE_VERSION", "where the running version is read")
+    directory: Path | None = _key(
+        File(), "", "files only, and needed there: holds a directory for each version, and the link to the current one"
+    )
+    link: str = _key(_NAME_64, "current", "files only: the link's name in directory")
+    command: tuple[str, ...] = _key(
+        _COMMAND,
+        [],
+        "command only, and needed there: the program that installs; with files: run after each switch, also back",
+    )
+    timeout_s: float = _key(Duration(1, 86400), "30 min", "after this command is ended, and has failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,6 +544,11 @@ class Config:
     control: ControlSettings
     file: Path
 
+    @property
+    def needs_slots(self) -> bool:
+        """Whether the system itself is upgraded here; else no boot loader is asked for anything."""
+        return any(module.installer is InstallerKind.SLOTS for module in self.modules.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -543,7 +580,8 @@ class Loaded:
     @property
     def can_boot(self) -> bool:
         """Whether [slots] and [boot] are sound enough to mark good, confirm and roll back."""
-        return len(self.config.slots) >= 2 and not any(map(_concerns_boot, self.errors))
+        enough = len(self.config.slots) >= 2 or not self.config.needs_slots
+        return enough and not any(map(_concerns_boot, self.errors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -714,12 +752,7 @@ class _Reading:
         boot = config.boot
         if boot.backend is Backend.SIMULATED and boot.directory is None and not self._is_wrong("boot.directory"):
             self._add("boot.directory", "missing", 'the simulated backend needs one, for example directory = "boot"')
-        for name, module in config.modules.items():
-            is_simulated = boot.backend is Backend.SIMULATED or self._is_wrong("boot.backend")
-            if module.version == SlotVersion() and not is_simulated:
-                key = f"modules.{name}.version"
-                self._add(key, '"slot": only with boot.backend = "simulated"', f"write for example {_VERSION_EXAMPLE}")
-            self._check_available(f"modules.{name}.installer", module.installer, AVAILABLE_INSTALLERS)
+        self._check_modules(config)
         trust = config.trust
         if (
             trust.require_signature
@@ -729,24 +762,68 @@ class _Reading:
             hint = "set trust.digestsign_key_file, the public key that the console shows for secure upgrade"
             self._add("trust.require_signature", "true without a key", hint)
         if trust.digestsign_key_file is not None:
-            # Taken silently it would look as if signatures were checked.
-            hint = "leave it out: this version does not look at signatures, only at digests"
-            self._add("trust.digestsign_key_file", "not available in this version", hint)
+            try:
+                content, _ = _content(trust.digestsign_key_file, MAX_SECRET_BYTES)
+                if b"-----BEGIN PUBLIC KEY-----" not in content:
+                    raise ValueError("not a public key in PEM")
+            except ValueError as error:
+                hint = "save there what the console shows, between its lines BEGIN PUBLIC KEY and END PUBLIC KEY"
+                self._add("trust.digestsign_key_file", f"{trust.digestsign_key_file}: {error}", hint)
         if not config.reboot.force_command and not self._is_wrong("reboot.force_command"):
             self._add("reboot.force_command", "must not be empty", 'write for example ["reboot", "-f"]')
-        self._check_credential(config.device)
-        self._check_available("boot.backend", boot.backend, AVAILABLE_BACKENDS)
-        self._check_available("mqtt.version", config.mqtt.version, AVAILABLE_MQTT_VERSIONS)
+        self._check_credential(config)
+        if config.needs_slots:
+            self._check_available("boot.backend", boot.backend, AVAILABLE_BACKENDS)
 
-    def _check_credential(self, device: DeviceSettings) -> None:
-        """Of the credentials only the device secret works yet."""
-        if device.device_secret or device.device_secret_file:
-            return
-        hint = f'write for example device_secret_file = "{CREDENTIAL}"'
-        if device.product_secret or device.product_secret_file:
-            self._add("device.product_secret", "dynamic registration: not available in this version", hint)
-        if device.certificate_file and device.key_file:
-            self._add("device.certificate_file", "not available in this version", hint)
+    def _check_credential(self, config: Config) -> None:
+        """Each credential with what it needs besides."""
+        device, mqtt = config.device, config.mqtt
+        has_certificate = bool(device.certificate_file or device.key_file)
+        for key in (key for key in keys_of(DeviceSettings) if key.name in ("product_key", "device_name")):
+            is_needed = not (has_certificate or getattr(device, key.field) or self._is_wrong(f"device.{key.name}"))
+            if is_needed and not self._is_wrong("device"):
+                self._add(f"device.{key.name}", "missing", _hint(key))
+        if bool(device.product_key) != bool(device.device_name) and has_certificate:
+            hint = "set both or none of them: the platform tells the names of a certificate"
+            self._add("device", "product_key and device_name go together", hint)
+        registers = bool(device.product_secret or device.product_secret_file)
+        if (registers or has_certificate) and not mqtt.tls:
+            what = "device.product_secret" if registers else "device.certificate_file"
+            self._add(what, "needs mqtt.tls = true", "without TLS the secret, or who we are, is anybody's to read")
+        is_https = registers and device.registration is Registration.HTTPS
+        if is_https and not (device.registration_host or mqtt.instance or mqtt.region):
+            hint = 'write for example registration_host = "iot-auth.cn-shanghai.aliyuncs.com"'
+            self._add("device.registration_host", "missing: https registration with an end point of one's own", hint)
+
+    def _check_modules(self, config: Config) -> None:
+        """Each module with what its installer needs, and nothing that only another one reads."""
+        is_simulated = config.boot.backend is Backend.SIMULATED or self._is_wrong("boot.backend")
+        first: dict[Path, str] = {}
+        for name, module in config.modules.items():
+            path, kind = f"modules.{name}", module.installer
+            if module.version == SlotVersion() and not (is_simulated and kind is InstallerKind.SLOTS):
+                text = '"slot": only with installer = "slots" and boot.backend = "simulated"'
+                self._add(f"{path}.version", text, f"write for example {_VERSION_EXAMPLE}")
+            if module.version == InstalledVersion() and kind is not InstallerKind.FILES:
+                text = '"installed": only with installer = "files"'
+                self._add(f"{path}.version", text, f"write for example {_VERSION_EXAMPLE}")
+            needed = {InstallerKind.FILES: "directory", InstallerKind.COMMAND: "command"}.get(kind)
+            if needed and not getattr(module, needed) and not self._is_wrong(f"{path}.{needed}"):
+                example = {"directory": f'"/var/lib/{name}"', "command": f'["/usr/lib/{name}/install"]'}[needed]
+                self._add(
+                    f"{path}.{needed}",
+                    f'missing: installer = "{kind}" needs it',
+                    f"write for example {needed} = {example}",
+                )
+            if module.directory is not None and kind is not InstallerKind.FILES:
+                self._add(f"{path}.directory", 'only with installer = "files"', "remove it")
+            if module.command and kind is InstallerKind.SLOTS:
+                self._add(f"{path}.command", 'not with installer = "slots"', "remove it")
+            if module.directory is not None:
+                other = first.setdefault(module.directory, name)
+                if other != name:
+                    text = f"the same as that of module {other}"
+                    self._add(f"{path}.directory", text, "each module has a directory of its own")
 
     def _check_end_point(self, config: Config) -> None:
         device, mqtt = config.device, config.mqtt

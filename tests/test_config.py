@@ -247,11 +247,11 @@ def test_a_byte_order_mark_and_crlf_are_read(tmp_path: Path) -> None:
 
 NAME = "must be 1 to 32 characters of A-Z a-z 0-9 . _ -"
 HOST = "must be a host name or address of at most 253 characters, without scheme and port"
-SOURCE = "must be os-release:KEY, file:PATH, command:PATH or slot"
+SOURCE = "must be os-release:KEY, file:PATH, command:PATH, installed or slot"
 COMMAND = 'must be a list of program and arguments, such as ["systemctl", "reboot"]'
 WRONG_VALUES = [
     ("device.product_key", "7", "7: must be 1 to 64 letters and digits"),
-    ("device.product_key", '""', '"": must be 1 to 64 letters and digits'),
+    ("device.product_key", '""', "missing"),
     ("device.product_key", '"a/b"', '"a/b": must be 1 to 64 letters and digits'),
     ("device.product_key", f'"{"a" * 65}"', f'"{"a" * 57}...": must be 1 to 64 letters and digits'),
     ("device.product_key", '"ａ１Ｂ２"', '"ａ１Ｂ２": must be 1 to 64 letters and digits'),  # full-width
@@ -300,7 +300,6 @@ WRONG_VALUES = [
     ("mqtt.keepalive", '"5 m"', "5 m: unit must be one of ms, s, min, h, d"),
     ("mqtt.version", '"4"', '"4": must be one of 3.1.1, 5'),
     ("mqtt.version", "5", "5: must be one of 3.1.1, 5"),
-    ("mqtt.version", '"5"', "5: not available in this version"),
     ("mqtt.sign_method", '"sha256"', '"sha256": must be one of hmacsha256, hmacsha1, hmacmd5'),
     ("mqtt.ask_interval", "0", "0: must be between 1 s and 30 d"),
     ("download.rate_limit", "0", "0: must be between 1 KiB and 1 TiB"),
@@ -430,14 +429,77 @@ TWO_KEYS = [
         "a slot's version on a real board",
         {"boot.backend": '"grub"', "modules.default.version": '"slot"'},
         [
-            'modules.default.version: "slot": only with boot.backend = "simulated"',
+            'modules.default.version: "slot": only with installer = "slots" and boot.backend = "simulated"',
             "boot.backend: grub: not available in this version",
         ],
     ),
     (
-        "an installer of later",
+        "files without a directory",
         {"modules.app.installer": '"files"'},
-        ["modules.app.installer: files: not available in this version"],
+        ['modules.app.directory: missing: installer = "files" needs it'],
+    ),
+    (
+        "a command without a program",
+        {"modules.app.installer": '"command"'},
+        ['modules.app.command: missing: installer = "command" needs it'],
+    ),
+    (
+        "slots with keys of the others",
+        {"modules.default.directory": '"/x"', "modules.default.command": '["/x"]'},
+        [
+            'modules.default.directory: only with installer = "files"',
+            'modules.default.command: not with installer = "slots"',
+        ],
+    ),
+    (
+        "an installed version of what is not files",
+        {"modules.mcu.installer": '"command"', "modules.mcu.command": '["/x"]', "modules.mcu.version": '"installed"'},
+        ['modules.mcu.version: "installed": only with installer = "files"'],
+    ),
+    (
+        "two modules in one directory",
+        {
+            "modules.x.installer": '"files"',
+            "modules.x.directory": '"/x"',
+            "modules.y.installer": '"files"',
+            "modules.y.directory": '"/x"',
+        },
+        ["modules.y.directory: the same as that of module x"],
+    ),
+    (
+        "a product secret in the clear",
+        {"device.device_secret": None, "device.product_secret": f'"{SECRET}"', "mqtt.tls": "false"},
+        ["device.product_secret: needs mqtt.tls = true"],
+    ),
+    (
+        "a certificate in the clear",
+        {
+            "device.device_secret": None,
+            "device.certificate_file": '"c"',
+            "device.key_file": '"k"',
+            "mqtt.tls": "false",
+        },
+        ["device.certificate_file: needs mqtt.tls = true"],
+    ),
+    (
+        "a certificate with half a name",
+        {
+            "device.device_secret": None,
+            "device.product_key": None,
+            "device.certificate_file": '"c"',
+            "device.key_file": '"k"',
+        },
+        ["device: product_key and device_name go together"],
+    ),
+    (
+        "registration over HTTPS, and nowhere to go",
+        {"device.device_secret": None, "device.product_secret": f'"{SECRET}"', "device.registration": '"https"'},
+        ["device.registration_host: missing: https registration with an end point of one's own"],
+    ),
+    (
+        "a signature key that is not there",
+        {"trust.digestsign_key_file": '"/nonexistent"'},
+        ["trust.digestsign_key_file: /nonexistent: No such file or directory"],
     ),
     (
         "a device that is no section",
