@@ -17,47 +17,39 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from otad.errors import ConfigurationError
+from otad.tls import client_context, valid_until
 
 CLOSED = "closed by the platform"
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 # X509_V_ERR_..., openssl-verification-options(1)
-_NOT_YET_VALID = 9
-_EXPIRED = 10
 _UNKNOWN_ISSUER = (18, 19, 20, 21)
 
 
-def default_context(ca_file: Path | None = None) -> ssl.SSLContext:
+def default_context(ca_file: Path | None = None, floor: Callable[[], int] | None = None) -> ssl.SSLContext:
     """TLS 1.2 or later, the host's name checked, with the roots in `ca_file` or else those that otad ships.
 
-    Raises ConfigurationError.
+    `floor`: see `tls.client_context`. Raises ConfigurationError.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        if ca_file is None:
-            context.load_verify_locations(cadata=resources.files("otad.cloud").joinpath("roots.pem").read_text("ascii"))
-        else:
-            context.load_verify_locations(ca_file)
+        shipped = None if ca_file else resources.files("otad.cloud").joinpath("roots.pem").read_text("ascii")
+        return client_context(cadata=shipped, file=ca_file, floor=floor)
     except OSError as error:
         raise ConfigurationError((f"mqtt.ca_file: {ca_file}: {words(error)}",)) from error
-    return context
 
 
 def words(error: BaseException) -> str:
     """What a person needs to know of this error of a connection, with what to look at where that is known."""
     match error:
-        case ssl.SSLCertVerificationError(verify_code=code) if code in (_NOT_YET_VALID, _EXPIRED):
-            today = time.strftime("%Y-%m-%d", time.gmtime())
-            return f"certificate: {error.verify_message}; this gateway's clock says {today}"
         case ssl.SSLCertVerificationError(verify_code=code) if code in _UNKNOWN_ISSUER:
             return f"certificate: {error.verify_message}; mqtt.ca_file names the roots to trust"
-        case ssl.SSLCertVerificationError():
+        case ssl.SSLCertVerificationError():  # among them tls.DateError, which says what the clocks say
             return f"certificate: {error.verify_message}"
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
             return "TLS: the answer is not TLS; mqtt.port and mqtt.tls do not fit together"
@@ -86,6 +78,7 @@ class Link:
         self.fault = ""
         self.heard_at = time.monotonic()
         self.packet_max = packet_max
+        self.valid_until: int | None = None  # see `tls.valid_until`; None before the handshake and without TLS
         self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()  # wrap_socket is called in a thread
@@ -153,6 +146,7 @@ class _Socket:
                 self._link.blame(words(error))
                 self.close()
                 raise
+            self._link.valid_until = valid_until(self._real)
 
     def recv(self, size: int) -> bytes:
         # The library asks for all that is missing of a packet at once, so the first call tells its length.
