@@ -5,12 +5,42 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from otad.core.model import ModuleName, Notice
+from otad.core.model import ModuleName, Notice, Stream
 from otad.errors import Failure
 
 
 class OfflineError(Exception):
     """There is no session, or it ended before the platform acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The two names that make a device one."""
+
+    product_key: str
+    device_name: str
+
+    def __str__(self) -> str:
+        return f"{self.product_key}/{self.device_name}"
+
+
+class BlockError(Exception):
+    """No usable block came: none in time, a damaged one, or the platform refuses it. Says why; asking again may help.
+
+    `refused`: the platform has answered, and says no. The numbers may be out of date: a fresh notice brings new ones.
+    """
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Bytes of a file, from the offset that was asked for. `total` is the length of the whole, where it is said."""
+
+    content: bytes
+    total: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +99,11 @@ class Cloud(Protocol):
     def view(self) -> SessionView: ...
 
     @property
+    def names(self) -> Names | None:
+        """Whose session it is, or was last; None before the first. A certificate's names are known only then."""
+        ...
+
+    @property
     def connection(self) -> int:
         """Counts the connections of this process; 0 before the first."""
         ...
@@ -92,6 +127,13 @@ class Cloud(Protocol):
 
     async def ask(self, module: ModuleName, timeout_s: float = 10) -> Answer | None:
         """Ask what is offered for this module. None: no answer in time. Raises OfflineError."""
+        ...
+
+    async def block(self, stream: Stream, offset: int, size: int) -> Block:
+        """At most `size` bytes (256 to 131072; fewer at the end) of a package over the session, one block at a time.
+
+        Raises OfflineError, BlockError.
+        """
         ...
 
     async def inform(self, module: ModuleName, version: str) -> None:

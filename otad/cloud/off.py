@@ -3,8 +3,8 @@
 
 import asyncio
 
-from otad.cloud.cloud import Answer, OfflineError, SessionState, SessionView
-from otad.core.model import ModuleName
+from otad.cloud.cloud import Answer, Block, Names, OfflineError, SessionState, SessionView
+from otad.core.model import ModuleName, Stream
 
 
 class Off:
@@ -12,6 +12,7 @@ class Off:
 
     connection = 0
     online_at: float | None = None
+    names: Names | None = None
 
     def __init__(self, why: str, since: int) -> None:
         self.view = SessionView(SessionState.OFF, since, why)
@@ -29,6 +30,10 @@ class Off:
 
     async def ask(self, module: ModuleName, timeout_s: float = 10) -> Answer | None:
         del module, timeout_s
+        raise OfflineError(self.view.detail)
+
+    async def block(self, stream: Stream, offset: int, size: int) -> Block:
+        del stream, offset, size
         raise OfflineError(self.view.detail)
 
     async def inform(self, module: ModuleName, version: str) -> None:

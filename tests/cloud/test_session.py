@@ -4,90 +4,49 @@
 import asyncio
 import json
 import logging
+import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import aiomqtt
 import pytest
 
-from otad.cloud.cloud import Answer, Nothing, Offered, OfflineError, SessionState, Unusable
-from otad.cloud.credentials import ConnectFields, connect_fields
-from otad.cloud.link import default_context
-from otad.cloud.session import Pace, Session
-from otad.cloud.wire import Topics
-from otad.core.model import DEFAULT_MODULE, Digest, DigestMethod, Identity, ModuleName, Notice
-from otad.errors import Code, ConfigurationError
+from otad.clock import BUILD, Clock
+from otad.cloud.cloud import Block, BlockError, Nothing, Offered, OfflineError, SessionState, Unusable
+from otad.cloud.session import Pace
+from otad.config import DeviceSettings
+from otad.core.model import DEFAULT_MODULE, Digest, DigestMethod, Identity, ModuleName, Notice, Stream
+from otad.durable import RealDisk
+from otad.errors import Code
 from tests.broker import Mosquitto, free_port, make_certificate
+from tests.cloud.session_world import (
+    FAST,
+    LIMIT_S,
+    SECRET,
+    TOPICS,
+    Gateway,
+    Script,
+    accept,
+    fields,
+    never,
+    packet,
+    publication,
+    scripted,
+)
 
 MCU = ModuleName("MCU")
-TOPICS = Topics.of("a1", "gw001")
-SECRET = "s3cr3t"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 PACKAGE = {"size": 5, "version": "1.1", "url": "https://a/b?auth_key=1", "sign": SHA256, "signMethod": "SHA256"}
 NOTICE = Notice(Identity(DEFAULT_MODULE, "1.1", 5, Digest(DigestMethod.SHA256, SHA256)), "https://a/b?auth_key=1")
-FAST = Pace(
-    first_s=0.01, max_s=0.05, refused_first_s=0.01, refused_max_s=0.05, window_s=0.2, connect_s=5, acknowledge_s=5
-)
-LIMIT_S = 5
-
-Heard = asyncio.Queue[Answer]
-Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def push(id_: Any = 7, **fields: Any) -> bytes:
     return json.dumps({"code": "1000", "data": {**PACKAGE, **fields}, "id": id_}).encode()
-
-
-def fields(secret: str = SECRET, *, secure: bool = False) -> ConnectFields:
-    return connect_fields("a1", "gw001", secret, secure=secure)
-
-
-class Gateway:
-    """A session that runs, and what it has heard."""
-
-    def __init__(self, port: int, host: str = "127.0.0.1", **more: Any) -> None:
-        self.heard: Heard = asyncio.Queue()
-        arguments: dict[str, Any] = {
-            "tls": None,
-            "keepalive_s": 60,
-            "fields": fields,
-            "product_key": "a1",
-            "device_name": "gw001",
-            "heard": self.heard.put_nowait,
-            "pace": FAST,
-        }
-        self.session = Session((host, port), **{**arguments, **more})
-
-    async def next(self) -> Answer:
-        async with asyncio.timeout(LIMIT_S):
-            return await self.heard.get()
-
-    async def online(self, after: int = 0) -> int:
-        async with asyncio.timeout(LIMIT_S):
-            return await self.session.connected(after)
-
-    async def shows(self, state: SessionState, text: str) -> str:
-        """Wait for this state with this text in the detail."""
-        async with asyncio.timeout(LIMIT_S):
-            while self.session.view.state is not state or text not in self.session.view.detail:
-                await asyncio.sleep(0.005)
-        return self.session.view.detail
-
-    async def stop(self) -> None:
-        self.running.cancel()
-        await asyncio.wait((self.running,))
-
-    async def __aenter__(self) -> "Gateway":
-        self.running = asyncio.create_task(self.session.run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        ended_by_itself = self.running.done()
-        await self.stop()
-        assert not ended_by_itself, self.running.exception()
 
 
 @pytest.fixture
@@ -309,21 +268,59 @@ async def test_a_broker_that_goes_and_comes_is_connected_again(
     session = f"session with 127.0.0.1:{broker.port}"
     assert [message for message in caplog.messages if message.startswith("session")] == [
         f"{session} is up",
-        f"{session}: closed by the platform soon after connecting; does another device use this identity?",
+        f"{session}: closed by the platform",
         f"{session}: connection refused",
         f"{session} is up",
     ]
 
 
-async def test_a_second_device_with_our_identity_throws_us_out(broker: Mosquitto) -> None:
-    async with Gateway(broker.port) as gateway:
-        first = await gateway.online()
-        async with aiomqtt.Client("127.0.0.1", broker.port, identifier=fields().client_id):
-            async with asyncio.timeout(LIMIT_S):
-                await gateway.session.lost(first)
-            assert "does another device use this identity?" in gateway.session.view.detail
+SUSPECTED = "does another device use this identity? give each gateway a device_name and a credential of its own"
 
-        assert await gateway.online(after=first) == 2
+
+async def test_a_second_device_is_suspected_the_third_time_and_no_sooner(broker: Mosquitto) -> None:
+    async with Gateway(broker.port) as gateway:
+        said = []
+        for n in range(3):
+            connection = await gateway.online(after=n)
+            async with aiomqtt.Client("127.0.0.1", broker.port, identifier=fields().client_id):
+                async with asyncio.timeout(LIMIT_S):
+                    await gateway.session.lost(connection)
+                said.append((await gateway.shows(SessionState.OFFLINE, "closed by the platform")).partition(": ")[2])
+
+        assert said[:2] == ["closed by the platform"] * 2
+        assert said[2].endswith(SUSPECTED)
+        await gateway.online(after=3)
+        assert gateway.session.view.detail.endswith(SUSPECTED)
+
+
+async def test_what_lies_between_two_losses_is_no_second_device(broker: Mosquitto) -> None:
+    async with Gateway(broker.port) as gateway:
+        for n in range(4):
+            connection = await gateway.online(after=n)
+            await broker.stop()
+            async with asyncio.timeout(LIMIT_S):
+                await gateway.session.lost(connection)
+            await gateway.shows(SessionState.OFFLINE, "connection refused")
+            await broker.start()
+
+        await gateway.online(after=4)
+        assert gateway.session.view.detail == ""
+
+
+async def test_a_suspicion_is_over_when_the_session_holds(broker: Mosquitto) -> None:
+    pace = replace(FAST, rival_s=0.3)
+    async with Gateway(broker.port, pace=pace) as gateway:
+        for n in range(3):
+            connection = await gateway.online(after=n)
+            async with aiomqtt.Client("127.0.0.1", broker.port, identifier=fields().client_id):
+                async with asyncio.timeout(LIMIT_S):
+                    await gateway.session.lost(connection)
+
+        await gateway.shows(SessionState.ONLINE, SUSPECTED)
+        async with asyncio.timeout(LIMIT_S):
+            while gateway.session.view.detail:
+                await asyncio.sleep(0.005)
+        assert gateway.session.view.state is SessionState.ONLINE
 
 
 async def test_being_canceled_says_goodbye(broker: Mosquitto) -> None:
@@ -337,18 +334,17 @@ async def test_a_secret_that_is_refused_is_said_and_read_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    secrets = ["wr0ng"]
+    file = tmp_path / "device.secret"
+    file.write_text("wr0ng\n")
+    device = DeviceSettings(product_key="a1", device_name="gw001", device_secret_file=file)
     users = {fields().username: fields().password}
-    async with (
-        Mosquitto(tmp_path, users=users) as broker,
-        Gateway(broker.port, fields=lambda: fields(secrets[0])) as gateway,
-    ):
+    async with Mosquitto(tmp_path, users=users) as broker, Gateway(broker.port, device=device) as gateway:
         detail = await gateway.shows(SessionState.REFUSED, "device secret")
         assert detail.partition(": ")[2] == (
             "not authorised: check device.product_key, device.device_name and the device secret, and that the platform "
             "has this device enabled"
         )
-        secrets[0] = SECRET
+        file.write_text(SECRET)
 
         assert await gateway.online() == 1
     for secret in (SECRET, "wr0ng", fields().password, fields("wr0ng").password):
@@ -356,74 +352,326 @@ async def test_a_secret_that_is_refused_is_said_and_read_again(
     assert sum("not authorised" in record.message for record in caplog.records if record.levelname == "WARNING") == 1
 
 
-async def test_a_secret_that_cannot_be_read_is_said() -> None:
-    def unreadable() -> ConnectFields:
-        raise ConfigurationError(("device.secret: empty",))
+async def test_a_secret_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "device.secret"
+    device = DeviceSettings(product_key="a1", device_name="gw001", device_secret_file=file)
 
-    async with Gateway(free_port(), fields=unreadable) as gateway:
-        await gateway.shows(SessionState.REFUSED, "device.secret: empty")
+    async with Gateway(free_port(), device=device) as gateway:
+        await gateway.shows(SessionState.REFUSED, f"{file}: No such file or directory")
 
 
-# Peers that are no brokers.
+# Blocks.
+
+STREAM = Stream(12332, 1)
+
+
+def crc(content: bytes) -> bytes:
+    """CRC-16/ARC, bit by bit."""
+    value = 0
+    for byte in content:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0xA001 if value & 1 else 0)
+    return value.to_bytes(2, "little")
+
+
+def framed(header: dict[str, Any], content: bytes = b"") -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return len(text).to_bytes(2, "big") + text + (content + crc(content) if content else b"")
+
+
+def block_reply(request: dict[str, Any], content: bytes, offset: int | None = None, **more: Any) -> bytes:
+    about = {"fileToken": "default", "fileLength": 1 << 20, "bSize": len(content)}
+    about["bOffset"] = request["params"]["fileBlock"]["offset"] if offset is None else offset
+    return framed({"id": request["id"], "code": 200, "msg": "", "data": about, **more}, content)
 
 
 @asynccontextmanager
-async def scripted(script: Script) -> AsyncIterator[int]:
-    """A peer that does what `script` says with each connection, then closes it; its port."""
-    scripts: set[asyncio.Task[None]] = set()
+async def file_server(
+    broker: Mosquitto, answer: Callable[[dict[str, Any]], list[bytes]]
+) -> AsyncIterator[asyncio.Queue[tuple[float, int, dict[str, Any]]]]:
+    """A peer that answers requests for blocks; when each came, with which QoS, and what it said."""
+    requests: asyncio.Queue[tuple[float, int, dict[str, Any]]] = asyncio.Queue()
+    async with aiomqtt.Client("127.0.0.1", broker.port, identifier="files") as client:
+        await client.subscribe(TOPICS.download, 1)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        scripts.add(task)
+        async def serve() -> None:
+            async for message in client.messages:
+                request = json.loads(bytes(message.payload))
+                requests.put_nowait((time.monotonic(), message.qos, request))
+                for reply in answer(request):
+                    await client.publish(TOPICS.download_reply, reply)
+
+        serving = asyncio.create_task(serve())
         try:
-            await script(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+            yield requests
         finally:
-            writer.close()
-            scripts.discard(task)
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in list(scripts):
-            task.cancel()
-        await asyncio.gather(*scripts, return_exceptions=True)
+            serving.cancel()
+            await asyncio.wait((serving,))
 
 
-async def packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """The next packet: first byte and body."""
-    (first,) = await reader.readexactly(1)
-    length, shift = 0, 0
-    while True:
-        (byte,) = await reader.readexactly(1)
-        length |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return first, await reader.readexactly(length)
+@asynccontextmanager
+async def fetching(
+    broker: Mosquitto, answer: Callable[[dict[str, Any]], list[bytes]], **more: Any
+) -> AsyncIterator[tuple[Gateway, asyncio.Queue[tuple[float, int, dict[str, Any]]]]]:
+    """A gateway online at a broker at which somebody answers requests for blocks."""
+    async with file_server(broker, answer) as requests, Gateway(broker.port, **more) as gateway:
+        await gateway.online()
+        await gateway.session.inform(DEFAULT_MODULE, "1")  # by now the broker has our SUBSCRIBE
+        yield gateway, requests
 
 
-async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, code: int = 0) -> bytes:
-    """Answer CONNECT with CONNACK; what CONNECT said."""
-    first, body = await packet(reader)
-    assert first == 0x10
-    writer.write(bytes([0x20, 2, 0, code]))
-    return body
+async def test_a_block_is_asked_for_and_comes(broker: Mosquitto) -> None:
+    async with fetching(broker, lambda request: [block_reply(request, b"hello")]) as (gateway, requests):
+        assert await gateway.session.block(STREAM, 512, 256) == Block(b"hello", 1 << 20)
+
+        _, qos, request = await requests.get()
+        assert qos == 0
+        assert request == {
+            "id": "2",
+            "version": "1.0",
+            "params": {
+                "fileToken": "default",
+                "fileInfo": {"streamId": 12332, "fileId": 1},
+                "fileBlock": {"size": 256, "offset": 512},
+            },
+        }
 
 
-async def never(reader: asyncio.StreamReader) -> None:
-    """Take everything, and wait until the other side is gone."""
-    while await reader.read(65536):
-        pass
+async def test_the_largest_block_fits(broker: Mosquitto) -> None:
+    content = bytes(range(256)) * 512
+    async with fetching(broker, lambda request: [block_reply(request, content)]) as (gateway, _):
+        assert await gateway.session.block(STREAM, 0, len(content)) == Block(content, 1 << 20)
 
 
-def publication(topic: bytes, payload: bytes = b"", first: int = 0x30, middle: bytes = b"") -> bytes:
-    body = len(topic).to_bytes(2, "big") + topic + middle + payload
-    assert len(body) < 128
-    return bytes([first, len(body)]) + body
+async def test_only_the_answer_to_the_request_counts(broker: Mosquitto) -> None:
+    def answer(request: dict[str, Any]) -> list[bytes]:
+        return [
+            block_reply(request, b"another offset", 512),
+            block_reply({**request, "id": "77"}, b"another request"),
+            framed({"id": "77", "code": 500, "msg": "another refusal"}),
+            block_reply(request, b"right"),
+            block_reply(request, b"a double"),
+        ]
+
+    async with fetching(broker, answer) as (gateway, _):
+        for offset in (0, 256):
+            assert (await gateway.session.block(STREAM, offset, 256)).content == b"right"
+
+
+async def test_an_answer_without_id_counts(broker: Mosquitto) -> None:
+    async with fetching(broker, lambda request: [block_reply({**request, "id": None}, b"right")]) as (gateway, _):
+        assert (await gateway.session.block(STREAM, 0, 256)).content == b"right"
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused", "says"),
+    [
+        (lambda request: block_reply(request, b"hello")[:-1] + b"?", False, "damaged: CRC: "),
+        (lambda request: block_reply(request, b"hello")[:-3], False, "damaged: "),
+        (lambda _: b"", False, "damaged: "),
+        (lambda request: block_reply(request, bytes(257)), False, "damaged: 257 bytes, and 256 were asked for"),
+        (
+            lambda request: framed({"id": request["id"], "code": 400, "msg": "file size has exceeded the limit 16 MB"}),
+            True,
+            "the platform refuses the block: code 400: file size has exceeded the limit 16 MB",
+        ),
+    ],
+    ids=["CRC", "cut short", "empty", "too long", "refused"],
+)
+async def test_a_block_that_cannot_be_used_is_said_at_once(
+    broker: Mosquitto, answer: Callable[[dict[str, Any]], bytes], refused: bool, says: str
+) -> None:
+    async with fetching(broker, lambda request: [answer(request)]) as (gateway, _), asyncio.timeout(LIMIT_S):
+        with pytest.raises(BlockError) as caught:
+            await gateway.session.block(STREAM, 0, 256)
+
+        assert caught.value.refused is refused
+        assert str(caught.value).startswith(says)
+
+
+async def test_a_block_that_does_not_come_is_given_up_and_the_next_is_asked_for(broker: Mosquitto) -> None:
+    def answer(request: dict[str, Any]) -> list[bytes]:
+        return [block_reply(request, b"hello")] if request["params"]["fileBlock"]["offset"] else []
+
+    pace = replace(FAST, block_s=0.1)
+    async with fetching(broker, answer, pace=pace) as (gateway, _):
+        with pytest.raises(BlockError, match="no block within 100 ms") as caught:
+            await gateway.session.block(STREAM, 0, 256)
+        assert not caught.value.refused
+        assert (await gateway.session.block(STREAM, 256, 256)).content == b"hello"
+
+
+async def test_one_block_is_asked_for_at_a_time_and_not_too_fast(broker: Mosquitto) -> None:
+    answered: list[float] = []
+
+    def answer(request: dict[str, Any]) -> list[bytes]:
+        answered.append(time.monotonic())
+        return [block_reply(request, b"hello")]
+
+    async with fetching(broker, answer, pace=replace(FAST, block_pause_s=0.2)) as (gateway, requests):
+        blocks = await asyncio.gather(*(gateway.session.block(STREAM, 256 * n, 256) for n in range(5)))
+        times = [(await requests.get())[0] for _ in range(5)]
+
+    assert blocks == [Block(b"hello", 1 << 20)] * 5
+    assert all(later - earlier > 0.1 for earlier, later in pairwise(times))
+    assert all(asked > done for done, asked in zip(answered, times[1:], strict=False))
+
+
+async def test_a_block_ends_with_the_connection(broker: Mosquitto) -> None:
+    async with fetching(broker, lambda _: []) as (gateway, requests):
+        asking = asyncio.create_task(gateway.session.block(STREAM, 0, 256))
+        await requests.get()
+        await broker.stop()
+        with pytest.raises(OfflineError, match="closed by the platform"):
+            async with asyncio.timeout(LIMIT_S):
+                await asking
+        with pytest.raises(OfflineError):
+            await gateway.session.block(STREAM, 0, 256)
+        await broker.start()
+
+
+# The time.
+
+
+@asynccontextmanager
+async def asked_the_time(
+    tmp_path: Path, answer: Callable[[str], dict[str, Any]], *, tls: bool = True
+) -> AsyncIterator[tuple[Gateway, Clock, asyncio.Queue[dict[str, Any]]]]:
+    """A gateway that wants to know the time, and what it asks."""
+    certificate = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.file, certificate.key)
+    clock = Clock(RealDisk(), tmp_path)
+    asked: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept(reader, writer)
+        while True:
+            first, body = await packet(reader)
+            if first & 0xF0 == 0x30 and TOPICS.ntp_request.encode() in body:
+                question = json.loads(body[2 + len(TOPICS.ntp_request) :])
+                asked.put_nowait(question)
+                reply = json.dumps(answer(question["deviceSendTime"])).encode()
+                writer.write(publication(TOPICS.ntp_response.encode(), reply))
+            elif first & 0xF0 == 0x30:
+                at = 2 + int.from_bytes(body[:2], "big")
+                writer.write(b"\x40\x02" + body[at : at + 2])
+
+    more: dict[str, Any] = {"tls": True, "ca_file": certificate.file} if tls else {}
+    async with (
+        scripted(script, **({"ssl": context} if tls else {})) as port,
+        Gateway(port, "localhost" if tls else "127.0.0.1", clock=clock, **more) as gateway,
+    ):
+        await gateway.online()
+        yield gateway, clock, asked
+
+
+SOON = BUILD + 100 * 86400
+
+
+async def test_the_time_is_asked_and_learned_over_tls(tmp_path: Path) -> None:
+    def answer(sent: str) -> dict[str, Any]:
+        return {"deviceSendTime": sent, "serverRecvTime": str(SOON * 1000), "serverSendTime": str(SOON * 1000 + 1000)}
+
+    async with asked_the_time(tmp_path, answer) as (_, clock, asked):
+        async with asyncio.timeout(LIMIT_S):
+            assert abs(int((await asked.get())["deviceSendTime"]) / 1000 - time.time()) < LIMIT_S
+            while clock.floor == BUILD:
+                await asyncio.sleep(0.005)
+
+    assert clock.floor in (SOON, SOON + 1)  # half a second of the server's, and half of the way
+    assert not clock.wants_time
+
+
+@pytest.mark.parametrize("answer", [{}, {"deviceSendTime": "1", "serverRecvTime": "2"}, {"deviceSendTime": 1}])
+async def test_an_answer_to_another_question_tells_no_time(tmp_path: Path, answer: dict[str, Any]) -> None:
+    late = {"serverRecvTime": str(SOON * 1000), "serverSendTime": str(SOON * 1000), "deviceSendTime": "1"}
+    async with asked_the_time(tmp_path, lambda _: {**late, **answer}) as (gateway, clock, asked):
+        async with asyncio.timeout(LIMIT_S):
+            await asked.get()
+        await gateway.session.inform(DEFAULT_MODULE, "1")
+
+        assert clock.floor == BUILD
+        assert clock.wants_time
+
+
+async def test_whom_nobody_can_vouch_for_is_not_asked_the_time(tmp_path: Path) -> None:
+    async with asked_the_time(tmp_path, lambda _: {}, tls=False) as (gateway, _, asked):
+        await gateway.session.inform(DEFAULT_MODULE, "1")
+
+        assert asked.empty()
+
+
+# Complaints.
+
+RIVAL = "another device uses this identity: give each gateway a device_name and a credential of its own"
+
+
+def complaining(code: int, *, times: int = 1, stays_s: float = 0) -> Script:
+    """A peer that complains on /ext/error, and closes the connection."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept(reader, writer)
+        said = json.dumps({"id": 1, "code": code, "message": "in its words", "data": {}}).encode()
+        for _ in range(times):
+            writer.write(publication(TOPICS.error.encode(), said))
+        await packet(reader)
+        await asyncio.sleep(stays_s)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (427, RIVAL),
+        (527, RIVAL),
+        (429, "the platform takes no more messages for now: there were too many"),
+        (520, "the platform has lost the session with this device"),
+        (521, "this device was deleted on the platform: add it there"),
+        (522, "this device is disabled on the platform: enable it there"),
+        (6401, "the platform complains: in its words (code 6401)"),
+    ],
+)
+async def test_what_the_platform_complains_of_is_said_once_and_is_the_reason(
+    caplog: pytest.LogCaptureFixture, code: int, says: str
+) -> None:
+    async with scripted(complaining(code, times=3)) as port, Gateway(port) as gateway:
+        await gateway.online(after=2)
+        await gateway.shows(SessionState.OFFLINE, says)
+
+    assert caplog.messages.count(says) == 1
+    assert caplog.messages.count(f"session with 127.0.0.1:{port}: {says}") == 1
+
+
+async def test_a_complaint_of_long_ago_is_no_reason() -> None:
+    async with (
+        scripted(complaining(429, stays_s=0.2)) as port,
+        Gateway(port, pace=replace(FAST, blame_s=0.1, first_s=1)) as gateway,
+    ):
+        detail = await gateway.shows(SessionState.OFFLINE, "closed by the platform")
+
+    assert detail.endswith("closed by the platform")
+
+
+async def test_with_a_second_device_the_back_off_grows_even_if_the_session_holds_for_a_while() -> None:
+    times: list[float] = []
+    complain = complaining(427, stays_s=0.15)
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        times.append(time.monotonic())
+        await complain(reader, writer)
+
+    pace = Pace(first_s=0.05, max_s=5, stable_s=0.05, window_s=0)
+    async with scripted(script) as port, Gateway(port, pace=pace) as gateway:
+        await gateway.online(after=4)
+
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert gaps[3] > 0.15 + 0.4  # the back-off was 0.05 s, 0.1 s, 0.2 s before that, and up to half as much again
+
+
+# Peers that are no brokers.
 
 
 async def test_connect_is_what_the_platform_expects() -> None:
@@ -485,6 +733,25 @@ async def test_a_peer_that_is_no_broker_is_said(answer: bytes, says: str) -> Non
 
     async with scripted(script) as port, Gateway(port) as gateway:
         await gateway.shows(SessionState.OFFLINE, says)
+
+
+async def test_all_that_is_heard_is_subscribed_to_in_one_packet() -> None:
+    subscribed: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept(reader, writer)
+        first, body = await packet(reader)
+        assert first == 0x82
+        subscribed.put_nowait(body[2:])
+        await never(reader)
+
+    async with scripted(script) as port, Gateway(port) as gateway:
+        await gateway.online()
+        async with asyncio.timeout(LIMIT_S):
+            said = await subscribed.get()
+
+    topics = (TOPICS.upgrade, TOPICS.get_reply, TOPICS.download_reply, TOPICS.error, TOPICS.ntp_response)
+    assert said == b"".join(len(topic).to_bytes(2, "big") + topic.encode() + b"\x01" for topic in topics)
 
 
 async def test_a_peer_that_never_answers_is_given_up() -> None:
@@ -702,7 +969,7 @@ async def test_tls_with_the_right_root_is_a_session(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path)
     async with (
         Mosquitto(tmp_path, certificate=certificate) as broker,
-        Gateway(broker.port, "localhost", tls=default_context(certificate.file)) as gateway,
+        Gateway(broker.port, "localhost", tls=True, ca_file=certificate.file) as gateway,
     ):
         await gateway.online()
         await gateway.session.inform(DEFAULT_MODULE, "1")
@@ -725,7 +992,7 @@ async def test_a_certificate_that_is_not_right_is_said(tmp_path: Path, made: dic
     certificate = make_certificate(tmp_path, **made)
     async with (
         Mosquitto(tmp_path, certificate=certificate) as broker,
-        Gateway(broker.port, "localhost", tls=default_context(certificate.file)) as gateway,
+        Gateway(broker.port, "localhost", tls=True, ca_file=certificate.file) as gateway,
     ):
         await gateway.shows(SessionState.OFFLINE, says)
 
@@ -733,7 +1000,7 @@ async def test_a_certificate_that_is_not_right_is_said(tmp_path: Path, made: dic
 async def test_a_root_that_is_not_ours_is_said(tmp_path: Path) -> None:
     async with (
         Mosquitto(tmp_path, certificate=make_certificate(tmp_path)) as broker,
-        Gateway(broker.port, "localhost", tls=default_context()) as gateway,
+        Gateway(broker.port, "localhost", tls=True) as gateway,
     ):
         await gateway.shows(SessionState.OFFLINE, "mqtt.ca_file names the roots to trust")
 
@@ -744,7 +1011,7 @@ async def test_a_port_that_does_not_speak_tls_is_said(tmp_path: Path) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await never(reader)
 
-    async with scripted(script) as port, Gateway(port, "localhost", tls=default_context()) as gateway:
+    async with scripted(script) as port, Gateway(port, "localhost", tls=True) as gateway:
         await gateway.shows(SessionState.OFFLINE, "mqtt.port and mqtt.tls do not fit together")
 
 
@@ -756,9 +1023,9 @@ async def test_a_handshake_that_never_ends_is_given_up_and_can_be_stopped() -> N
         await never(reader)
 
     pace = Pace(connect_s=0.2)
-    async with scripted(script) as port, Gateway(port, tls=default_context(), pace=pace) as gateway:
+    async with scripted(script) as port, Gateway(port, tls=True, pace=pace) as gateway:
         await gateway.shows(SessionState.OFFLINE, "no session within 200 ms")
     came.clear()
-    async with scripted(script) as port, Gateway(port, tls=default_context(), pace=Pace()):
+    async with scripted(script) as port, Gateway(port, tls=True, pace=Pace()):
         async with asyncio.timeout(LIMIT_S):
             await came.wait()
