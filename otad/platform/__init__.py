@@ -4,7 +4,7 @@
 It plays the platform's side of an upgrade as faithfully as is known, to otad and to clients nobody here wrote, and it
 shares no code with otad's device side: an error in one must show in the other. How the parts fit:
 
-    Platform ---- Service ---- Jobs         the rules about jobs; pure (jobs)
+    Platform ---- Service ---- Jobs         the rules about batches and jobs; pure (jobs)
        |             |  `----- wire         topics and JSON, read leniently, written as captured (wire)
        |             |
        |          EmbeddedBroker            MQTT 3.1.1 within this process (broker, mqtt, credentials)
@@ -12,10 +12,11 @@ shares no code with otad's device side: an error in one must show in the other. 
        |
        |-------- FileServer                 packages under signed URLs, with Range (files)
        |-------- Store                      what survives a restart (store)
+       |-------- Authority                  certificates of its own, for TLS and X.509 devices (ca)
        |-------- Faults                     switches to misbehave, read at each turn (faults)
        `-------- EventLog                   all that happened; wakes whoever waits (events)
 
-    otad platform serve = Platform + Admin  a unix socket for the other commands (admin, commands, cli)
+    otad platform serve = Platform + Admin  a unix socket for the other commands (admin, commands, table, cli)
 
     from otad.platform.platform import Platform
 

@@ -7,6 +7,11 @@
     content  = key+value of clientId (only the <id>), deviceName, productKey and, where the client id names one,
                timestamp, in the keys' alphabetical order, without separators
 
+A device that has no secret of its own yet says so by `authType` in its client id, and is known by its product:
+
+    register, regnwl  password = hex(HMAC_signmethod(productSecret, content)) over deviceName, productKey and random
+    connwl            password = the token that regnwl gave, verbatim
+
 Written from the platform's documents and independent of otad's device side, so that an error in one shows in the other.
 """
 
@@ -38,6 +43,8 @@ class Login:
     sign_method: str
     timestamp: str | None
     password: str
+    auth_type: str = ""
+    random: str = ""
 
 
 class MalformedLogin(ValueError):  # noqa: N818 - it is a login that is malformed
@@ -63,7 +70,15 @@ def parse_login(client_id: str, username: str, password: str) -> Login:
     sign_method = parameters.get("signmethod", "hmacmd5").lower()
     if sign_method not in DIGESTS:
         raise MalformedLogin(f"signmethod {sign_method!r}: not one of {', '.join(DIGESTS)}")
-    return Login(Identity(product_key, device_name), name, sign_method, parameters.get("timestamp"), password)
+    return Login(
+        Identity(product_key, device_name),
+        name,
+        sign_method,
+        parameters.get("timestamp"),
+        password,
+        parameters.get("authType", ""),
+        parameters.get("random", ""),
+    )
 
 
 def expected_password(login: Login, secret: str) -> str:
@@ -75,11 +90,29 @@ def expected_password(login: Login, secret: str) -> str:
     }
     if login.timestamp is not None:
         signed["timestamp"] = login.timestamp
-    content = "".join(key + signed[key] for key in sorted(signed))
-    return hmac.new(secret.encode(), content.encode(), DIGESTS[login.sign_method]).hexdigest()
+    return _hmac(signed, login.sign_method, secret)
 
 
 def is_proven(login: Login, secret: str) -> bool:
     """Whether the login's password was made with `secret`."""
-    given = login.password.lower().encode()
-    return hmac.compare_digest(given, expected_password(login, secret).encode())
+    return _is_same(login.password, expected_password(login, secret))
+
+
+def registration_sign(identity: Identity, random: str, sign_method: str, product_secret: str) -> str:
+    """What proves that a device is of a product, in lower case: a password over MQTT, `sign` over HTTPS."""
+    signed = {"deviceName": identity.device_name, "productKey": identity.product_key, "random": random}
+    return _hmac(signed, sign_method, product_secret)
+
+
+def is_of_product(identity: Identity, random: str, sign_method: str, sign: str, product_secret: str) -> bool:
+    """Whether `sign` was made with `product_secret`."""
+    return _is_same(sign, registration_sign(identity, random, sign_method, product_secret))
+
+
+def _hmac(signed: dict[str, str], sign_method: str, secret: str) -> str:
+    content = "".join(key + signed[key] for key in sorted(signed))
+    return hmac.new(secret.encode(), content.encode(), DIGESTS[sign_method]).hexdigest()
+
+
+def _is_same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.lower().encode(), expected.encode())

@@ -125,11 +125,56 @@ class Served:
     """Whether all that the answer promised was sent."""
     headers: dict[str, str]
     """The request's, names in lower case."""
+    file: str = ""
+    """Which of a package's several files it was about."""
 
     def __str__(self) -> str:
+        name = f"{self.version}{f' {self.file}' if self.file else ''}"
         wanted = self.range or "the whole"
         end = "" if self.whole else ", cut short"
-        return f"{self.version}: served {self.sent} bytes from {self.start} ({wanted}: {self.status}){end}"
+        return f"{name}: served {self.sent} bytes from {self.start} ({wanted}: {self.status}){end}"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockServed:
+    """A request for a block over MQTT was answered, or not (code 0)."""
+
+    at: float
+    device: Identity
+    package: str
+    """Empty where the request was for nothing that the device may have."""
+    version: str
+    start: int
+    size: int
+    """What was asked for, in bytes; what came is `sent`."""
+    sent: int
+    code: int
+
+    def __str__(self) -> str:
+        what = f"asks for {self.size} bytes from {self.start}{f' of {self.version}' if self.version else ''}"
+        return f"{self.device}: {what}, is sent {self.sent} ({self.code or 'no answer'})"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A device got credentials: a secret, or (`way` regnwl) a client id and a token."""
+
+    at: float
+    device: Identity
+    way: str
+    """`register`, `regnwl` or `https`."""
+
+    def __str__(self) -> str:
+        return f"{self.device}: registered by {self.way}"
+
+
+@dataclass(frozen=True, slots=True)
+class TimeAsked:
+    at: float
+    device: Identity
+
+    def __str__(self) -> str:
+        return f"{self.device}: asks for the time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +191,19 @@ class Misunderstood:
 
 
 Event = (
-    Connected | Disconnected | Refused | Informed | Progressed | Asked | Notified | JobChanged | Served | Misunderstood
+    Connected
+    | Disconnected
+    | Refused
+    | Registered
+    | Informed
+    | Progressed
+    | Asked
+    | Notified
+    | JobChanged
+    | Served
+    | BlockServed
+    | TimeAsked
+    | Misunderstood
 )
 
 

@@ -2,41 +2,56 @@
 """The file server that packages are downloaded from: object storage behind a CDN, as the platform's devices see it.
 
     GET /ota/<32 hex>/<id>.bin?auth_key=<unix time>-<rand>-<uid>-<md5 of "path-time-rand-uid-key">
+    GET /ota/<32 hex>/<id>.bin?Expires=<unix time>&OSSAccessKeyId=..&Signature=..&security-token=..   (fault oss_urls)
 
 - One range is answered with 206 if it lies within the object. Any other range gets 200 and the whole object, unless
   the request says `x-oss-range-behavior: standard`: then an end too far is clipped and a start too far is a 416.
 - ETag is the object's MD5, upper case, quoted. Content-Length is always there.
-- A URL older than its time to live, or with a wrong hash, gets 403 with an XML body and `X-Tengine-Error`; an object
-  that is not there 404 `NoSuchKey`.
+- Each file of a package with several is an object of its own, `<id>-<place>.bin`.
+- A URL older than its time to live, or with a wrong hash, gets 403: from the CDN with `X-Tengine-Error`, from object
+  storage with an XML body that names both times and an error code (0002-00000069). An object that is not there is 404
+  `NoSuchKey`.
 
 Every request is recorded with the bytes it was sent, so that `bytes_twice` can say what was fetched more than once.
 Bytes count when they are handed to the kernel; it holds at most `SEND_BUFFER` that a client may not have seen.
 """
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import hmac
 import os
 import re
 import secrets
+import shutil
 import socket
 import ssl
+import zipfile
 import zlib
 from collections.abc import AsyncGenerator, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from email.utils import formatdate
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode
+from xml.sax.saxutils import escape
 
 from aiohttp import web
 
-from otad.platform.events import Served
+from otad.platform.events import BlockServed, Served
 from otad.platform.faults import Faults
-from otad.platform.jobs import Package
+from otad.platform.jobs import Package, PackageFile, SignMethod
 
 CHUNK_BYTES: Final = 256 << 10
 SEND_BUFFER: Final = 256 << 10
 UID: Final = "0"  # the third field of auth_key; the CDN's documents fix it
+TOKEN_BYTES: Final = 600  # of a security token, which makes a URL longer than 900 characters
+_ACCESS_KEY: Final = "STS.NUoTaDpLaTfOrMsTaNdIn0001"
+
+# The CDN's words (help.aliyun.com, document 100581), and object storage's codes for the same.
+EXPIRED, WRONG, MISSING = "expired timestamp", "invalid md5hash", "no url arg auth_key"
 
 _ERRORS: Final = {
     400: ("InvalidArgument", "The request is not valid."),
@@ -82,15 +97,56 @@ def span_of(range_text: str | None, size: int, *, standard: bool) -> Span:
     return Span(206, start, size) if start < size else Span(416, 0, 0)
 
 
-def bytes_twice(served: Iterable[Served]) -> int:
-    """Of the bytes sent in these requests for one object, how many were sent before."""
-    spans = sorted((one.start, one.start + one.sent) for one in served if one.sent)
+def bytes_twice(served: Iterable[Served | BlockServed]) -> int:
+    """Of the bytes sent in these answers about one package, how many were sent before."""
+    files: dict[str, list[tuple[int, int]]] = {}
+    for one in served:
+        if one.sent:
+            file = one.file if isinstance(one, Served) else ""
+            files.setdefault(file, []).append((one.start, one.start + one.sent))
+    return sum(_overlap(spans) for spans in files.values())
+
+
+def _overlap(spans: list[tuple[int, int]]) -> int:
     total = sum(end - start for start, end in spans)
     distinct = reached = 0
-    for start, end in spans:
+    for start, end in sorted(spans):
         distinct += max(0, end - max(start, reached))
         reached = max(reached, end)
     return total - distinct
+
+
+def zipped(package: Package) -> Package:
+    """A package of several files as one file, a ZIP archive of them beside the first: as some consoles deliver it."""
+    path = package.path.with_name(f"{package.id}.zip")
+    if not path.exists():
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in package.files:
+                # The same bytes each time: the digest has to stand.
+                entry = zipfile.ZipInfo(file.name)
+                with file.path.open("rb") as source, archive.open(entry, "w", force_zip64=True) as target:
+                    shutil.copyfileobj(source, target)
+    with path.open("rb") as content:
+        md5 = hashlib.file_digest(content, _md5).hexdigest()
+        content.seek(0)
+        sign = md5 if package.sign_method is SignMethod.MD5 else hashlib.file_digest(content, "sha256").hexdigest()
+    return replace(package, path=path, size=path.stat().st_size, sign=sign, etag=md5.upper(), files=())
+
+
+def _md5() -> Any:
+    return hashlib.md5(usedforsecurity=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """A file that can be downloaded."""
+
+    package: Package
+    file: str
+    """Its name among several, or ""."""
+    path: Path
+    size: int
+    etag: str
 
 
 class FileServer:
@@ -108,6 +164,7 @@ class FileServer:
         port: int,
         url_ttl_s: float = 24 * 3600.0,
         tls: ssl.SSLContext | None = None,
+        routes: Iterable[web.RouteDef] = (),
     ) -> None:
         self.url_ttl_s = url_ttl_s
         self.base = ""
@@ -120,7 +177,8 @@ class FileServer:
         self._address = address
         self._port = port
         self._tls = tls
-        self._objects: dict[str, Package] = {}
+        self._routes = tuple(routes)
+        self._objects: dict[str, _Object] = {}
         self._sending: set[asyncio.Transport] = set()
         self._runner: web.AppRunner | None = None
 
@@ -130,6 +188,7 @@ class FileServer:
 
     async def start(self) -> None:
         app = web.Application()
+        app.add_routes(self._routes)
         app.router.add_get("/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.2)
         await self._runner.setup()
@@ -150,67 +209,100 @@ class FileServer:
             transport.abort()
 
     def add(self, package: Package) -> None:
-        self._objects[self._path(package)] = package
+        if not package.files:
+            found = _Object(package, "", package.path, package.size, package.etag)
+            self._objects[self._path(package, None)] = found
+        for file in package.files:
+            found = _Object(package, file.name, file.path, file.size, file.etag)
+            self._objects[self._path(package, file)] = found
 
     def remove(self, package: Package) -> None:
         """Requests for it are answered with 404 from now on."""
-        self._objects.pop(self._path(package), None)
+        self._objects = {path: found for path, found in self._objects.items() if found.package.id != package.id}
 
-    def url(self, package: Package) -> str:
-        """A URL for this package, signed now; no two are the same."""
-        path = self._path(package)
-        claim = f"{int(self._clock())}-{secrets.token_hex(8)}-{UID}"
-        return f"{self.base}{path}?auth_key={claim}-{self._signature(path, claim)}"
+    def url(self, package: Package, file: PackageFile | None = None) -> str:
+        """A URL for this package, or for one of its several files, signed now; no two are the same."""
+        path = self._path(package, file)
+        now = int(self._clock())
+        if not self._faults.oss_urls:
+            claim = f"{now}-{secrets.token_hex(8)}-{UID}"
+            return f"{self.base}{path}?auth_key={claim}-{self._signature(path, claim)}"
+        expires, token = str(int(now + self._ttl_s)), base64.b64encode(secrets.token_bytes(TOKEN_BYTES)).decode()
+        signed = {"Expires": expires, "OSSAccessKeyId": _ACCESS_KEY}
+        signed |= {"Signature": self._oss_signature(path, expires, token), "security-token": token}
+        return f"{self.base}{path}?{urlencode(signed)}"
 
-    def _path(self, package: Package) -> str:
+    @property
+    def _ttl_s(self) -> float:
+        found = self._faults.url_ttl_s
+        return self.url_ttl_s if found is None else found
+
+    def _path(self, package: Package, file: PackageFile | None) -> str:
         place = hashlib.md5(f"{self._key}{package.id}".encode(), usedforsecurity=False).hexdigest()
-        return f"/ota/{place}/{package.id}.bin"
+        number = "" if file is None else f"-{[one.name for one in package.files].index(file.name)}"
+        return f"/ota/{place}/{package.id}{number}{'.zip' if package.path.suffix == '.zip' else '.bin'}"
 
     def _signature(self, path: str, claim: str) -> str:
         return hashlib.md5(f"{path}-{claim}-{self._key}".encode(), usedforsecurity=False).hexdigest()
 
-    def _is_signed(self, path: str, auth_key: str) -> bool:
-        claim, _, signature = auth_key.rpartition("-")
+    def _oss_signature(self, path: str, expires: str, token: str) -> str:
+        # Signature version 1: the string that is signed has verb, MD5, type, time and resource.
+        text = f"GET\n\n\n{expires}\n{path}?security-token={token}"
+        return base64.b64encode(hmac.new(self._key.encode(), text.encode(), "sha1").digest()).decode()
+
+    def _objection(self, request: web.Request) -> str | None:
+        """Why a request's URL is not good, in the CDN's words; None if it is."""
+        query = request.query
+        if "Signature" in query:
+            expires = query.get("Expires", "")
+            expected = self._oss_signature(request.path, expires, query.get("security-token", ""))
+            if not expires.isdecimal() or not hmac.compare_digest(query["Signature"].encode(), expected.encode()):
+                return WRONG
+            return None if self._clock() < int(expires) else EXPIRED
+        if "auth_key" not in query:
+            return MISSING
+        claim, _, signature = query["auth_key"].rpartition("-")
         issued = claim.partition("-")[0]
-        if not issued.isdecimal() or not hmac.compare_digest(signature.encode(), self._signature(path, claim).encode()):
-            return False
-        return self._clock() < int(issued) + self.url_ttl_s
+        expected = self._signature(request.path, claim)
+        if not issued.isdecimal() or not hmac.compare_digest(signature.encode(), expected.encode()):
+            return WRONG
+        return None if self._clock() < int(issued) + self._ttl_s else EXPIRED
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         faults = self._faults
-        package = self._objects.get(request.path)
+        found = self._objects.get(request.path)
         status = faults.next_statuses.pop(0) if faults.next_statuses else faults.every_status
-        if status is None and not self._is_signed(request.path, request.query.get("auth_key", "")):
-            status = 403
-        if status is None and package is None:
-            status = 404
-        if status is not None or package is None:
-            return self._error(request, package, status or 404)
+        if status is not None:
+            return self._error(request, found, status)
+        if objection := self._objection(request):
+            return self._error(request, found, 403, objection=objection)
+        if found is None:
+            return self._error(request, None, 404)
         if faults.redirect_to is not None:
-            self._note(request, package, 302)
+            self._note(request, found, 302)
             return web.Response(status=302, headers={"Location": faults.redirect_to})
-        return await self._send(request, package)
+        return await self._send(request, found)
 
-    async def _send(self, request: web.Request, package: Package) -> web.StreamResponse:
+    async def _send(self, request: web.Request, found: _Object) -> web.StreamResponse:
         faults = self._faults
-        size = max(0, package.size + faults.size_delta)
+        size = max(0, found.size + faults.size_delta)
         standard = request.headers.get("x-oss-range-behavior", "").lower() == "standard"
         wanted = None if faults.ignore_range or faults.gzip else request.headers.get("Range")
         span = span_of(wanted, size, standard=standard)
         if span.status == 416:
-            return self._error(request, package, 416, {"Content-Range": f"bytes */{size}"})
+            return self._error(request, found, 416, {"Content-Range": f"bytes */{size}"})
         headers = {
             "Server": "Tengine",
             "Content-Type": "application/octet-stream",
             "Accept-Ranges": "bytes",
-            "ETag": f'"{package.etag if faults.etag is None else faults.etag}"',
-            "Last-Modified": formatdate(package.path.stat().st_mtime, usegmt=True),
+            "ETag": f'"{found.etag if faults.etag is None else faults.etag}"',
+            "Last-Modified": formatdate(found.path.stat().st_mtime, usegmt=True),
         }
         start, end = span.start, span.end
         if span.status == 206:
             start = min(max(0, start + faults.range_shift), end)
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        content = _Content(package, faults)
+        content = Content(found.path, faults)
         if faults.gzip:
             end = content.compress(size)
             headers["Content-Encoding"] = "gzip"
@@ -239,11 +331,11 @@ class FileServer:
         finally:
             if transport is not None:
                 self._sending.discard(transport)
-            self._note(request, package, span.status, start, sent, sent == end - start)
+            self._note(request, found, span.status, start, sent, sent == end - start)
         return response
 
     async def _paced(
-        self, content: "_Content", start: int, end: int, transport: asyncio.Transport
+        self, content: "Content", start: int, end: int, transport: asyncio.Transport
     ) -> AsyncGenerator[bytes, None]:
         """The bytes of a body, as fast and as far as the faults allow at each moment."""
         faults = self._faults
@@ -278,26 +370,46 @@ class FileServer:
         return cuts
 
     def _error(
-        self, request: web.Request, package: Package | None, status: int, headers: dict[str, str] | None = None
+        self,
+        request: web.Request,
+        found: _Object | None,
+        status: int,
+        headers: dict[str, str] | None = None,
+        *,
+        objection: str = EXPIRED,
     ) -> web.Response:
-        if package is not None:
-            self._note(request, package, status)
+        if found is not None:
+            self._note(request, found, status)
+        is_oss, now = "Signature" in request.query, self._clock()
         code, message = _ERRORS.get(status, ("Error", "The request was refused."))
-        body = (
-            '<?xml version="1.0" encoding="UTF-8"?>\n'
-            f"<Error><Code>{code}</Code><Message>{message}</Message>"
-            f"<RequestId>{secrets.token_hex(12).upper()}</RequestId><HostId>{request.host}</HostId></Error>\n"
-        )
+        more: dict[str, str] = {}
+        if status == 404:
+            more = {"Key": request.path[1:], "EC": "0026-00000001"}
+        elif status == 403 and is_oss and objection == WRONG:
+            code = "SignatureDoesNotMatch"
+            message = "The request signature we calculated does not match the signature you provided."
+            more = {"EC": "0002-00000040"}
+        elif status == 403 and is_oss:
+            expires = request.query.get("Expires", "")
+            at = float(expires) if expires.isdecimal() else now
+            more = {"Expires": _oss_time(at), "ServerTime": _oss_time(now), "EC": "0002-00000069"}
+        request_id = secrets.token_hex(12).upper()
+        facts = {"Code": code, "Message": message, "RequestId": request_id, "HostId": request.host, **more}
+        lines = "".join(f"  <{name}>{escape(text)}</{name}>\n" for name, text in facts.items())
+        body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>\n{lines}</Error>\n'
         answer = web.Response(status=status, text=body, content_type="application/xml", headers=headers)
-        answer.headers["Server"] = "Tengine"
-        if status == 403:
-            answer.headers["X-Tengine-Error"] = "denied by req auth: expired timestamp"
+        answer.headers["Server"] = "AliyunOSS" if is_oss else "Tengine"
+        answer.headers["x-oss-request-id"] = request_id
+        if "EC" in more:
+            answer.headers["x-oss-ec"] = more["EC"]
+        if status == 403 and not is_oss:
+            answer.headers["X-Tengine-Error"] = f"denied by req auth: {objection}"
         return answer
 
     def _note(
         self,
         request: web.Request,
-        package: Package,
+        found: _Object,
         status: int,
         start: int = 0,
         sent: int = 0,
@@ -307,25 +419,26 @@ class FileServer:
         self._record(
             Served(
                 self._clock(),
-                package.id,
-                package.version,
+                found.package.id,
+                found.package.version,
                 request.headers.get("Range"),
                 status,
                 start,
                 sent,
                 whole,
                 headers,
+                found.file,
             )
         )
 
 
-class _Content:
-    """The bytes of an object, as the faults have them."""
+class Content:
+    """The bytes of a file, as the faults have them."""
 
-    def __init__(self, package: Package, faults: Faults) -> None:
+    def __init__(self, path: Path, faults: Faults) -> None:
         self._faults = faults
         self._packed: bytes | None = None
-        self._file = os.open(package.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, start: int, end: int) -> bytes:
         if self._packed is not None:
@@ -344,6 +457,10 @@ class _Content:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _oss_time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _limit_send_buffer(transport: asyncio.Transport) -> None:

@@ -51,6 +51,8 @@ class Connect:
     client_id: str
     username: str
     password: str
+    clean: bool = True
+    """Nothing of an earlier session is wanted, and nothing of this one is to be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Subscribe:
 @dataclass(frozen=True, slots=True)
 class Unsubscribe:
     packet_id: int
+    filters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +111,21 @@ def remaining_length(size: int) -> bytes:
             return bytes(encoded)
 
 
-def connack(code: Return, level: int = 4) -> bytes:
-    """CONNACK without a stored session; for an MQTT 5 client in the only words it understands."""
+def connack(code: Return, level: int = 4, *, session: bool = False) -> bytes:
+    """CONNACK; for an MQTT 5 client in the only words it understands.
+
+    `session`: one was kept and goes on. MQTT 3.1 has no word for that, its byte is reserved.
+    """
     if level >= 5:
         return bytes([Kind.CONNACK << 4, 3, 0, 0x84 if code == Return.PROTOCOL else 0x80 | code, 0])
-    return bytes([Kind.CONNACK << 4, 2, 0, code])
+    return bytes([Kind.CONNACK << 4, 2, int(session and level > 3), code])
 
 
-def publish(topic: str, payload: bytes, qos: int, packet_id: int) -> bytes:
-    """A message to a client; `packet_id` counts only with QoS 1."""
+def publish(topic: str, payload: bytes, qos: int, packet_id: int, *, again: bool = False) -> bytes:
+    """A message to a client; `packet_id` counts only with QoS 1, and so does `again`, the flag DUP."""
     identifier = struct.pack("!H", packet_id) if qos else b""
-    return _packet(Kind.PUBLISH, qos << 1, _text(topic) + identifier + payload)
+    flags = qos << 1 | (0x08 if qos and again else 0)
+    return _packet(Kind.PUBLISH, flags, _text(topic) + identifier + payload)
 
 
 def puback(packet_id: int) -> bytes:
@@ -156,6 +163,7 @@ def _parse(first: int, body: bytes) -> Packet:
         case Kind.CONNECT:
             return _parse_connect(cursor)
         case Kind.PUBLISH:
+            # The flag DUP says nothing new: a device that repeats itself is heard again.
             qos = first >> 1 & 3
             if qos > 1:
                 raise Malformed(f"PUBLISH: QoS {qos} is not supported")
@@ -173,7 +181,11 @@ def _parse(first: int, body: bytes) -> Packet:
                 raise Malformed("SUBSCRIBE: no topic filter")
             return Subscribe(packet_id, tuple(filters))
         case Kind.UNSUBSCRIBE:
-            return Unsubscribe(cursor.number())
+            packet_id = cursor.number()
+            unwanted: list[str] = []
+            while not cursor.at_end():
+                unwanted.append(cursor.text())
+            return Unsubscribe(packet_id, tuple(unwanted))
         case Kind.PINGREQ:
             return Ping()
         case Kind.DISCONNECT:
@@ -197,7 +209,7 @@ def _parse_connect(cursor: "_Cursor") -> Connect:
         cursor.binary()
     username = cursor.text() if flags & 0x80 else ""
     password = cursor.binary().decode() if flags & 0x40 else ""
-    return Connect(level, keepalive_s, client_id, username, password)
+    return Connect(level, keepalive_s, client_id, username, password, clean=bool(flags & 0x02))
 
 
 class _Cursor:

@@ -27,6 +27,8 @@ FILTERS: Final = (
     "/ota/device/progress/+/+",
     "/ota/device/request/+/+",
     "/sys/+/+/thing/ota/firmware/get",
+    "/sys/+/+/thing/file/download",
+    "/ext/ntp/+/+/request",
 )
 RECONNECT_S: Final = 0.2
 
@@ -120,7 +122,7 @@ class RemoteBroker:
         identity = identity_in(topic)
         if identity is None or not isinstance(payload, bytes):
             return
-        if cloud.secret_of(identity) is None:
+        if not cloud.knows(identity):
             cloud.refused(str(identity), 0, "no such device")
             return
         # The message first: a target version informed ends the job before it could be pushed again.

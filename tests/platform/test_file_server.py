@@ -4,12 +4,13 @@
 import asyncio
 import gzip
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
 from conftest import IMAGE
+from yarl import URL
 
 from otad.platform.events import Served
 from otad.platform.files import Span, bytes_twice, span_of
@@ -93,12 +94,30 @@ async def test_a_url_that_is_not_signed(
         assert "<Code>AccessDenied</Code>" in await answer.text()
 
 
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda url: url.partition("?")[0], "no url arg auth_key"),
+        (lambda url: f"{url}0", "invalid md5hash"),
+        (lambda url: url.replace("auth_key=1", "auth_key=2"), "invalid md5hash"),
+    ],
+    ids=["no key", "another hash", "another time"],
+)
+async def test_the_cdn_says_in_a_header_why(
+    platform: Platform, package: Package, http: aiohttp.ClientSession, spoil: Callable[[str], str], says: str
+) -> None:
+    async with http.get(spoil(platform.url(package))) as answer:
+        assert (answer.status, answer.headers["Server"]) == (403, "Tengine")
+        assert answer.headers["X-Tengine-Error"] == f"denied by req auth: {says}"
+
+
 async def test_a_url_that_has_expired(tmp_path: Path, http: aiohttp.ClientSession) -> None:
     (tmp_path / "image").write_bytes(IMAGE)
     async with Platform(tmp_path / "platform", url_ttl_s=0) as platform:
         package = platform.add_package(tmp_path / "image", "2-0-0")
         async with http.get(platform.url(package)) as answer:
             assert answer.status == 403
+            assert answer.headers["X-Tengine-Error"] == "denied by req auth: expired timestamp"
 
 
 async def test_a_package_that_was_deleted(platform: Platform, package: Package, http: aiohttp.ClientSession) -> None:
@@ -106,7 +125,9 @@ async def test_a_package_that_was_deleted(platform: Platform, package: Package, 
     platform.delete_package(package)
     async with http.get(url) as answer:
         assert answer.status == 404
-        assert "<Code>NoSuchKey</Code>" in await answer.text()
+        text = await answer.text()
+        assert "<Code>NoSuchKey</Code>" in text
+        assert f"<Key>{url.partition('?')[0].split('/', 3)[3]}</Key>" in text
 
 
 async def test_every_request_is_recorded(platform: Platform, package: Package, http: aiohttp.ClientSession) -> None:
@@ -235,6 +256,90 @@ async def test_the_next_answers(platform: Platform, package: Package, http: aioh
             seen.append(answer.status)
 
     assert seen == [403, 404, 503, 200]
+
+
+async def test_urls_live_as_long_as_they_are_told_to(
+    platform: Platform, package: Package, http: aiohttp.ClientSession
+) -> None:
+    url = platform.url(package)
+    platform.faults.url_ttl_s = 0
+    async with http.get(url) as answer:
+        assert answer.status == 403
+    platform.faults.url_ttl_s = 60
+    async with http.get(url) as answer:
+        assert answer.status == 200
+
+
+async def test_urls_of_object_storage(platform: Platform, package: Package, http: aiohttp.ClientSession) -> None:
+    platform.faults.oss_urls = True
+    url = platform.url(package)
+    names = [pair.partition("=")[0] for pair in url.partition("?")[2].split("&")]
+    async with http.get(URL(url, encoded=True), headers={"Range": "bytes=100-"}) as answer:
+        assert await answer.read() == IMAGE[100:]
+
+    assert len(url) > 900
+    assert names == ["Expires", "OSSAccessKeyId", "Signature", "security-token"]
+
+
+async def test_object_storage_says_in_xml_that_a_url_has_expired(
+    platform: Platform, package: Package, http: aiohttp.ClientSession
+) -> None:
+    platform.faults.oss_urls = True
+    platform.faults.url_ttl_s = 0
+    async with http.get(URL(platform.url(package), encoded=True)) as answer:
+        assert answer.status == 403
+        assert "X-Tengine-Error" not in answer.headers
+        assert (answer.headers["Server"], answer.content_type) == ("AliyunOSS", "application/xml")
+        text = await answer.text()
+        request_id = answer.headers["x-oss-request-id"]
+
+    time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    assert re.fullmatch(
+        '<\\?xml version="1.0" encoding="UTF-8"\\?>\n<Error>\n'
+        "  <Code>AccessDenied</Code>\n  <Message>Request has expired.</Message>\n"
+        rf"  <RequestId>{request_id}</RequestId>\n  <HostId>127\.0\.0\.1:{platform.http_port}</HostId>\n"
+        rf"  <Expires>{time}</Expires>\n  <ServerTime>{time}</ServerTime>\n"
+        "  <EC>0002-00000069</EC>\n</Error>\n",
+        text,
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda url: url.replace("Expires=1", "Expires=2"),
+        lambda url: re.sub("Signature=[^&]*", "Signature=x", url),
+        lambda url: url[:-3] + "AAA",
+    ],
+    ids=["time", "signature", "token"],
+)
+async def test_object_storage_does_not_take_a_changed_url(
+    platform: Platform, package: Package, http: aiohttp.ClientSession, spoil: Callable[[str], str]
+) -> None:
+    platform.faults.oss_urls = True
+    async with http.get(URL(spoil(platform.url(package)), encoded=True)) as answer:
+        assert answer.status == 403
+        assert "<Code>SignatureDoesNotMatch</Code>" in await answer.text()
+
+
+@pytest.mark.parametrize(
+    ("status", "oss", "code"),
+    [
+        (403, True, "AccessDenied"),
+        (403, False, "AccessDenied"),
+        (404, True, "NoSuchKey"),
+        (503, True, "ServiceUnavailable"),
+    ],
+)
+async def test_an_answer_by_order_has_the_form_of_the_one_who_answers(
+    platform: Platform, package: Package, http: aiohttp.ClientSession, status: int, oss: bool, code: str
+) -> None:
+    platform.faults.oss_urls = oss
+    platform.faults.next_statuses = [status]
+    async with http.get(URL(platform.url(package), encoded=True)) as answer:
+        assert answer.status == status
+        assert f"<Code>{code}</Code>" in await answer.text()
+        assert ("X-Tengine-Error" in answer.headers) is (status == 403 and not oss)
 
 
 async def test_a_redirect(platform: Platform, package: Package, http: aiohttp.ClientSession) -> None:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules about jobs, as a table: what happens, and how the job stands then."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +18,12 @@ from otad.platform.jobs import (
     JobState,
     Options,
     Package,
+    PackageFile,
+    Protocol,
     Push,
+    Refused,
     Retry,
+    Selection,
     SignMethod,
     Step,
 )
@@ -40,12 +47,9 @@ class World:
         self.effects: list[Effect] = []
 
     def push(self, version: str = "2", module: str = "default", **options: object) -> None:
-        self.effects += self.jobs.create(
-            package(version, module),
-            [GATEWAY],
-            Options(**options),
-            self.now,  # type: ignore[arg-type]
-        )
+        selection = Selection((GATEWAY,))
+        options_ = Options(**options)  # type: ignore[arg-type]
+        self.effects += self.jobs.start(package(version, module), selection, options_, self.now)[1]
 
     def online(self) -> None:
         self.effects += self.jobs.online(GATEWAY, self.now)
@@ -76,7 +80,7 @@ class World:
         return self.jobs.jobs[job_id]
 
 
-RETRY = {"source_versions": ("1",), "retry": Retry(1, 60)}
+RETRY = {"source_versions": ("1",), "retry": Retry(1, 600)}
 
 # Each line of the table: what happens, then state, reason and number of pushes of job 1.
 Story = Callable[[World], object]
@@ -267,7 +271,7 @@ TABLE: Table = [
             *ONLINE,
             lambda w: w.push(**RETRY),
             lambda w: w.step(-2),
-            lambda w: w.wait(59),
+            lambda w: w.wait(599),
             lambda w: w.online(),
             lambda w: w.wait(1),
         ],
@@ -290,23 +294,23 @@ TABLE: Table = [
     ),
     (
         "retry: used up",
-        [*ONLINE, lambda w: w.push(**RETRY), lambda w: w.step(-2), lambda w: w.wait(60), lambda w: w.step(-4)],
+        [*ONLINE, lambda w: w.push(**RETRY), lambda w: w.step(-2), lambda w: w.wait(600), lambda w: w.step(-4)],
         JobState.FAILED,
         "step -4, flashing failed",
         2,
     ),
     (
         "retry: of a third version too",
-        [*ONLINE, lambda w: w.push(**RETRY), lambda w: w.step(1), lambda w: w.inform("3"), lambda w: w.wait(60)],
+        [*ONLINE, lambda w: w.push(**RETRY), lambda w: w.step(1), lambda w: w.inform("3"), lambda w: w.wait(600)],
         JobState.IN_PROGRESS,
         "version 3 informed, neither 1 nor 2",
         2,
     ),
     (
         "retry: not of a timeout",
-        [*ONLINE, lambda w: w.push(timeout_s=90, **RETRY), lambda w: w.step(1), lambda w: w.wait(90)],
+        [*ONLINE, lambda w: w.push(timeout_s=900, **RETRY), lambda w: w.step(1), lambda w: w.wait(900)],
         JobState.FAILED,
-        "timeout after 90 s",
+        "timeout after 900 s",
         1,
     ),
     (
@@ -390,7 +394,7 @@ def test_a_batch_gives_each_device_its_job() -> None:
     world = World()
     world.online()
 
-    effects = world.jobs.create(package(), [GATEWAY, OTHER], Options(), 0)
+    _, effects = world.jobs.start(package(), Selection((GATEWAY, OTHER, GATEWAY)), Options(), 0)
 
     assert [job.state for job in world.jobs.jobs.values()] == ["NOTIFIED", "QUEUED"]
     assert effects[-1] == Changed(world.job("2"), None)
@@ -423,22 +427,56 @@ def test_the_next_due_time_is_the_nearest() -> None:
     world.online()
     assert world.jobs.next_due() is None
 
-    world.push(timeout_s=90, **RETRY)
+    world.push(timeout_s=900, **RETRY)
     world.step(1)
-    assert world.jobs.next_due() == 90
+    assert world.jobs.next_due() == 900
 
     world.step(-1)
-    assert world.jobs.next_due() == 60
+    assert world.jobs.next_due() == 600
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"timeout_s": 0}, {"retry": Retry(1)}, {"timeout_s": 60, "source_versions": ("1",), "retry": Retry(1, 60)}],
-    ids=["no time at all", "retry without source versions", "retry after the timeout"],
+    [
+        {"timeout_s": 0},
+        {"retry": Retry(1)},
+        {"timeout_s": 600, "source_versions": ("1",), "retry": Retry(1, 600)},
+        {"push_rate": 9},
+        {"push_rate": 10, "need_push": False},
+    ],
+    ids=["no time at all", "retry without source versions", "retry after the timeout", "too slow", "a rate of nothing"],
 )
 def test_options_that_contradict_themselves(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"timeout_s|retry"):
+    with pytest.raises(ValueError, match=r"^(timeout_s|retry|push_rate)"):
         Options(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("count", "interval_s"), [(3, 0), (0, 0), (1, 60), (1, -600)])
+def test_retries_as_the_platform_offers_them(count: int, interval_s: float) -> None:
+    with pytest.raises(ValueError, match=r"^retry: .*, not (1, 2 or 5|0, 10, 30, 60 or 1440)$"):
+        Retry(count, interval_s)
+
+
+FILE = PackageFile("a", Path("a"), 1, "00")
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"files": (FILE,)}, "files: 1, not 2 to 20"),
+        ({"files": (FILE, FILE)}, "files: two have the same name"),
+        ({"files": (FILE, replace(FILE, name="b")), "protocol": Protocol.MQTT}, "several files go by https"),
+        ({"protocol": Protocol.BOTH, "size": (16 << 20) + 1}, "16777217 bytes, more than 16777216"),
+        ({"tags": {str(n): "x" for n in range(11)}}, "tags: 11, more than 10"),
+        ({"tags": {"a-b": "x"}}, "tag 'a-b': not 1 to 30"),
+        ({"tags": {"a": ""}}, "tag a: 0 characters"),
+        ({"tags": {str(n): "x" * 1024 for n in range(4)}}, "tags: 4100 characters in all"),
+        ({"udi": "x" * 4097}, "udi: 4097 characters"),
+    ],
+)
+def test_packages_that_the_platform_does_not_take(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(why)):
+        replace(package(), **fields)
 
 
 def test_what_has_ended_cannot_be_cancelled_or_confirmed() -> None:
@@ -446,7 +484,7 @@ def test_what_has_ended_cannot_be_cancelled_or_confirmed() -> None:
     world.push()
     world.inform("2")
 
-    with pytest.raises(ValueError, match="is SUCCEEDED already"):
+    with pytest.raises(Refused, match="is SUCCEEDED already"):
         world.jobs.cancel("1", 0)
-    with pytest.raises(ValueError, match="waits for no confirmation"):
+    with pytest.raises(Refused, match="waits for no confirmation"):
         world.jobs.confirm("1", 0)

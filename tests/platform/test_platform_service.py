@@ -4,6 +4,7 @@
 import asyncio
 import hashlib
 import json
+import time
 import tomllib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from otad.platform.events import (
     Misunderstood,
     Notified,
     Progressed,
+    TimeAsked,
     as_json,
 )
 from otad.platform.jobs import Package
@@ -114,6 +116,21 @@ async def test_nonsense_is_recorded_and_answered_by_nothing(platform: Platform, 
         "not JSON: Expecting value: line 1 column 1 (char 0)",
         "not a topic of the OTA service",
     ]
+
+
+async def test_the_time_is_told_to_who_asks(platform: Platform, connect: Connect) -> None:
+    gateway = await connect()
+    before = time.time()
+    await gateway.say("/ext/ntp/{device}/request", '{"deviceSendTime":"1571724098000"}')
+    topic, payload = await gateway.hear()
+    after = time.time()
+    answer = json.loads(payload)
+
+    assert topic == "/ext/ntp/{device}/response"
+    assert sorted(answer) == ["deviceSendTime", "serverRecvTime", "serverSendTime"]
+    assert answer["deviceSendTime"] == "1571724098000"
+    assert int(before * 1000) <= int(answer["serverRecvTime"]) <= int(answer["serverSendTime"]) <= after * 1000
+    assert len(platform.events.of(TimeAsked)) == 1
 
 
 async def test_a_job_times_out_by_itself(
@@ -261,6 +278,23 @@ async def test_a_notice_that_is_late(platform: Platform, device: Device, package
     assert [(await gateway.hear())[0] for _ in range(2)] == [ASK_REPLY, "/ota/device/upgrade/{device}"]
 
 
+async def test_a_notice_again_at_each_inform(
+    platform: Platform, device: Device, package: Package, connect: Connect
+) -> None:
+    platform.faults.push_on_inform = True
+    gateway = await connect()
+    platform.push(package, device)
+    first = await gateway.hear()
+    await gateway.inform("1-0-0")
+    second = await gateway.hear()
+    await gateway.progress(1)
+    await gateway.inform("1-0-0")
+    await gateway.ask()
+
+    assert first[0] == second[0] == "/ota/device/upgrade/{device}"
+    assert (await gateway.hear())[0] == ASK_REPLY
+
+
 async def test_asking_in_vain(platform: Platform, connect: Connect) -> None:
     gateway = await connect()
     platform.faults.no_reply = True
@@ -270,3 +304,23 @@ async def test_asking_in_vain(platform: Platform, connect: Connect) -> None:
     await gateway.say("/ota/device/request/{device}", "{}")
 
     assert (await gateway.hear())[0] == "/ota/device/request/{device}"
+
+
+async def test_a_time_that_is_ahead(platform: Platform, connect: Connect) -> None:
+    platform.faults.ntp_shift_s = 86400
+    gateway = await connect()
+    await gateway.say("/ext/ntp/{device}/request", '{"deviceSendTime":"1"}')
+    _, payload = await gateway.hear()
+
+    ahead_s = int(json.loads(payload)["serverSendTime"]) / 1000 - time.time()
+    assert abs(ahead_s - 86400) < 60
+
+
+async def test_asking_for_the_time_in_vain(platform: Platform, connect: Connect) -> None:
+    platform.faults.no_ntp = True
+    gateway = await connect()
+    await gateway.say("/ext/ntp/{device}/request", '{"deviceSendTime":"1"}')
+    await gateway.ask()
+
+    assert (await gateway.hear())[0] == ASK_REPLY
+    assert len(platform.events.of(TimeAsked)) == 1

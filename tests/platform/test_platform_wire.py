@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What devices in the field write is understood; what the platform writes has the captured shape, byte for byte."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from otad.platform import wire
 from otad.platform.credentials import Identity
-from otad.platform.jobs import Package, SignMethod
+from otad.platform.jobs import Package, PackageFile, SignMethod
 
 INFORM = "/ota/device/inform/pk/dn"
 PROGRESS = "/ota/device/progress/pk/dn"
 GET = "/sys/pk/dn/thing/ota/firmware/get"
 REQUEST = "/ota/device/request/pk/dn"
+DOWNLOAD = "/sys/pk/dn/thing/file/download"
+NTP = "/ext/ntp/pk/dn/request"
 
 MD5 = Package("7", "default", "1.1", Path("x"), 4252, SignMethod.MD5, "2e78", "2E78")
 
@@ -35,7 +38,22 @@ MD5 = Package("7", "default", "1.1", Path("x"), 4252, SignMethod.MD5, "2e78", "2
         (GET, b'{"id":5}', wire.Ask("default", 5)),
         (REQUEST, b'{"id":6,"params":{}}', wire.Ask("default", 6, is_legacy=True)),
         (REQUEST, b'{"id":6,"code":500,"message":"none upgrade operation of the device."}', None),
-        ("/ext/ntp/pk/dn/request", b"?", None),
+        (
+            DOWNLOAD,
+            (
+                b'{"id":"4","params":{"fileToken":"default","fileInfo":{"streamId":7,"fileId":1,},'
+                b'"fileBlock":{"size":5120,"offset":0}}}'
+            ),
+            wire.AskBlock("4", "default", 7, 1, 5120, 0),
+        ),
+        (
+            DOWNLOAD,
+            b'{"id":4,"params":{"fileInfo":{"streamId":"7","fileId":null},"fileBlock":[]}}',
+            wire.AskBlock(4, None, 7, None, None, None),
+        ),
+        (NTP, b'{"deviceSendTime":"1571724098000"}', wire.AskTime("1571724098000")),
+        (NTP, b'{"deviceSendTime":1571724098000}\0', wire.AskTime("1571724098000")),
+        ("/ext/network/probe/1", b"?", None),
     ],
 )
 def test_what_devices_write_is_understood(topic: str, payload: bytes, meant: object) -> None:
@@ -56,6 +74,9 @@ def test_what_devices_write_is_understood(topic: str, payload: bytes, meant: obj
         (PROGRESS, b'{"params":{"step":"many"}}'),
         (PROGRESS, b'{"params":{"step":101}}'),
         (PROGRESS, b'{"params":{"step":null}}'),
+        (DOWNLOAD, b'{"params":7}'),
+        (NTP, b"[]"),
+        (NTP, b"?"),
     ],
 )
 def test_what_makes_no_sense_is_unreadable(topic: str, payload: bytes) -> None:
@@ -80,6 +101,36 @@ def test_an_offer_with_sha256_for_a_module() -> None:
     )
 
 
+def test_a_notice_for_mqtt_is_the_captured_one() -> None:
+    captured = (
+        b'{"code":"1000","data":{"size":4252,"streamId":12332,"sign":"2e78","dProtocol":"mqtt","version":"1.1",'
+        b'"signMethod":"Md5","streamFileId":1,"md5":"2e78"},"id":1695281536874,"message":"success"}'
+    )
+
+    assert wire.to_json(wire.notice(wire.offer(MD5, stream_id=12332), 1695281536.874)) == captured
+
+
+def test_an_offer_of_several_files_with_all_that_there_is() -> None:
+    files = tuple(PackageFile(name, Path(name), 1, digest) for name, digest in (("a", "aa"), ("b", "bb")))
+    package = replace(MD5, module="MCU", files=files, size=2, diff=True, tags={"k": "v"}, udi="text")
+
+    assert wire.to_json(wire.offer(package, "", ["u", "v"], sign=str.upper)) == (
+        b'{"version":"1.1","isDiff":1,"signMethod":"Md5","files":['
+        b'{"fileSize":1,"fileName":"a","fileUrl":"u","fileMd5":"aa","fileSign":"aa","digestsign":"AA"},'
+        b'{"fileSize":1,"fileName":"b","fileUrl":"v","fileMd5":"bb","fileSign":"bb","digestsign":"BB"}],'
+        b'"module":"MCU","extData":{"k":"v","_package_udi":"text"}}'
+    )
+
+
+def test_several_files_with_sha256_have_no_md5() -> None:
+    files = tuple(PackageFile(name, Path(name), 1, digest) for name, digest in (("a", "aa"), ("b", "bb")))
+    package = replace(MD5, sign_method=SignMethod.SHA256, files=files)
+
+    assert [set(file) for file in wire.offer(package, "", ["u", "v"])["files"]] == [
+        {"fileSize", "fileName", "fileUrl", "fileSign"}
+    ] * 2
+
+
 def test_replies_echo_the_id_as_it_came() -> None:
     assert wire.to_json(wire.reply(wire.Ask("default", 2), None)) == b'{"id":2,"code":200,"data":{}}'
     assert wire.to_json(wire.reply(wire.Ask("default", "2"), {"size": 1})) == (
@@ -97,6 +148,11 @@ def test_the_legacy_request_is_answered_in_its_own_words() -> None:
     }
     assert wire.reply(ask, {"size": 1})["code"] == "1000"
     assert wire.reply_topic(Identity("pk", "dn"), ask) == REQUEST
+
+
+@pytest.mark.parametrize("topic", [INFORM, PROGRESS, GET, REQUEST, DOWNLOAD, NTP])
+def test_every_topic_says_which_device_it_is_about(topic: str) -> None:
+    assert wire.identity_in(topic) == Identity("pk", "dn")
 
 
 @pytest.mark.parametrize(
