@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one room for durable I/O: every write that matters after a power cut goes through a `Disk`.
 
-State file, history, slots, staging files, and the variables of boot loaders that otad writes itself: no other module
-of the gateway side opens a file for writing (a test checks it). So a test can count the operations, cut at each of
-them, and let go of whatever was not synced.
+State file, history, slots, staging files, trees of files, and the variables of boot loaders that otad writes itself: no
+other module of the gateway side opens a file for writing (a test checks it). So a test can count the operations, cut at
+each of them, and let go of whatever was not synced.
 
 All calls block; run them in a thread (`threads.in_thread`) where that matters. OSError passes through to whoever can
 say what it means. A failed sync is never repeated on the same descriptor: the kernel has forgotten the lost pages by
@@ -18,12 +18,14 @@ import mmap
 import os
 import stat
 import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 ALIGNMENT = 4096
 """What O_DIRECT asks of offsets, lengths and buffers on every device that otad knows."""
 _BLKGETSIZE64 = 0x80081272
+_READ_BYTES = 256 << 10
 _TMPFS_MAGIC, _RAMFS_MAGIC = 0x01021994, 0x858458F6
 
 
@@ -51,6 +53,39 @@ class Place(Protocol):
     def close(self) -> None: ...
 
 
+class Tree(Protocol):
+    """A directory that is being filled. Nothing in it is durable before `sync` has returned for it.
+
+    Names are relative to it, with "/" between their parts; what a name lies in has been made before, and nothing has
+    that name yet (FileExistsError). No symbolic link is followed, neither one that is in the tree nor one that somebody
+    else puts there.
+    """
+
+    def make_directory(self, name: str) -> None: ...
+
+    def make_file(self, name: str, chunks: Iterable[bytes | memoryview], *, executable: bool = False) -> None:
+        """A file with this content, which all may read, and only we write."""
+        ...
+
+    def make_link(self, name: str, target: str) -> None:
+        """A symbolic link to `target`, which is not looked at."""
+        ...
+
+    def make_other_name(self, name: str, file: str) -> None:
+        """`name` is the same file as `file` (a hard link)."""
+        ...
+
+    def sync(self, name: str) -> None:
+        """A file's content, or a directory's names, are durable; "" is the tree itself."""
+        ...
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """A file's content, after `sync` from the medium."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Disk(Protocol):
     """What otad does to storage. Paths are absolute; symbolic links are never followed when writing."""
 
@@ -72,11 +107,34 @@ class Disk(Protocol):
         """The file is gone, durably; it may have been gone before."""
         ...
 
-    def make_directory(self, path: Path) -> None:
-        """The directory exists, with its parents, mode 0700 where it is made now."""
+    def make_directory(self, path: Path, *, mode: int = 0o700) -> None:
+        """The directory exists, with its parents, of this mode where it is made now."""
+        ...
+
+    def sync_directory(self, path: Path) -> None:
+        """What its names are now is durable: for what an earlier process may have left half done."""
         ...
 
     def names(self, directory: Path) -> list[str]: ...
+
+    def read_link(self, path: Path) -> str | None:
+        """Where the symbolic link points; None if nothing is there, OSError EINVAL if it is something else."""
+        ...
+
+    def replace_link(self, path: Path, target: str) -> None:
+        """The symbolic link points to `target`, durably; after a power cut it is the old or the new one."""
+        ...
+
+    def create_tree(self, path: Path) -> Tree:
+        """An empty directory, which all may read; whatever had this name is gone."""
+        ...
+
+    def remove_tree(self, path: Path) -> None:
+        """The directory is gone with all that was in it, durably; it may have been gone before, or no directory.
+
+        A cut may leave a part of it.
+        """
+        ...
 
     def free_bytes(self, directory: Path) -> int: ...
 
@@ -136,19 +194,53 @@ class RealDisk:
             path.unlink()
             _sync_directory(path.parent)
 
-    def make_directory(self, path: Path) -> None:
+    def make_directory(self, path: Path, *, mode: int = 0o700) -> None:
         if path.is_dir():
             return
-        self.make_directory(path.parent)
-        path.mkdir(mode=0o700, exist_ok=True)
+        self.make_directory(path.parent, mode=mode)
+        path.mkdir(mode=mode, exist_ok=True)
         try:
             _sync_directory(path.parent)
         except OSError:
             path.rmdir()  # or the next try would find it and take it for durable
             raise
 
+    def sync_directory(self, path: Path) -> None:
+        _sync_directory(path)
+
     def names(self, directory: Path) -> list[str]:
         return sorted(os.listdir(directory))
+
+    def read_link(self, path: Path) -> str | None:
+        try:
+            return os.readlink(path)
+        except FileNotFoundError:
+            return None
+
+    def replace_link(self, path: Path, target: str) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        os.symlink(target, temporary)
+        temporary.rename(path)
+        _sync_directory(path.parent)
+
+    def create_tree(self, path: Path) -> Tree:
+        self.remove_tree(path)
+        path.mkdir(mode=0o755)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        os.fchmod(fd, 0o755)  # whatever the umask
+        return _OpenTree(fd)
+
+    def remove_tree(self, path: Path) -> None:
+        if not os.path.lexists(path):
+            return
+        parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _remove_tree(parent, path.name)
+            os.fsync(parent)
+        finally:
+            os.close(parent)
 
     def free_bytes(self, directory: Path) -> int:
         counts = os.statvfs(directory)
@@ -240,7 +332,79 @@ class _OpenPlace:
         os.close(self._fd)
 
 
-def _write_all(fd: int, content: bytes) -> None:
+class _OpenTree:
+    """Each name is looked up part by part from the descriptor of the tree, so that no link leads out of it."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def make_directory(self, name: str) -> None:
+        with self._parent(name) as (parent, last):
+            os.mkdir(last, 0o755, dir_fd=parent)
+            with _opened(last, os.O_RDONLY | os.O_DIRECTORY, parent) as fd:
+                os.fchmod(fd, 0o755)
+
+    def make_file(self, name: str, chunks: Iterable[bytes | memoryview], *, executable: bool = False) -> None:
+        with (
+            self._parent(name) as (parent, last),
+            _opened(last, os.O_WRONLY | os.O_CREAT | os.O_EXCL, parent) as fd,
+        ):
+            for chunk in chunks:
+                _write_all(fd, chunk)
+            os.fchmod(fd, 0o755 if executable else 0o644)
+
+    def make_link(self, name: str, target: str) -> None:
+        with self._parent(name) as (parent, last):
+            os.symlink(target, last, dir_fd=parent)
+
+    def make_other_name(self, name: str, file: str) -> None:
+        with self._parent(file) as (source, file_last), self._parent(name) as (parent, last):
+            os.link(file_last, last, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+
+    def sync(self, name: str) -> None:
+        with self._parent(name) as (parent, last), _opened(last, os.O_RDONLY | os.O_NONBLOCK, parent) as fd:
+            os.fsync(fd)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        with self._parent(name) as (parent, last), _opened(last, os.O_RDONLY | os.O_NONBLOCK, parent) as fd:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            while chunk := os.read(fd, _READ_BYTES):
+                yield chunk
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    @contextlib.contextmanager
+    def _parent(self, name: str) -> Iterator[tuple[int, str]]:
+        """The directory that `name` lies in, open, and the name's last part; of "" the tree and itself."""
+        *parts, last = name.split("/")
+        with contextlib.ExitStack() as stack:
+            fd = self._fd
+            for part in parts:
+                fd = stack.enter_context(_opened(part, os.O_PATH | os.O_DIRECTORY, fd))
+            yield fd, last or "."
+
+
+@contextlib.contextmanager
+def _opened(name: str, flags: int, directory: int) -> Iterator[int]:
+    fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _remove_tree(directory: int, name: str) -> None:
+    with contextlib.suppress(IsADirectoryError):
+        os.unlink(name, dir_fd=directory)
+        return
+    with _opened(name, os.O_RDONLY | os.O_DIRECTORY, directory) as fd:
+        for inner in sorted(os.listdir(fd)):
+            _remove_tree(fd, inner)
+    os.rmdir(name, dir_fd=directory)
+
+
+def _write_all(fd: int, content: bytes | memoryview) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from otad import programs
 from otad.boot.simulated import slot_version
-from otad.config import CommandVersion, FileVersion, OsReleaseVersion, SlotVersion, VersionSource
+from otad.config import CommandVersion, FileVersion, InstalledVersion, OsReleaseVersion, SlotVersion, VersionSource
 from otad.durable import Disk
+from otad.installed import version_in
 from otad.threads import in_thread
 from otad.units import format_duration
 
@@ -31,9 +32,17 @@ class Evidence:
 
 
 async def running_version(
-    source: VersionSource, disk: Disk, booted: Path | None, command_limit_s: float = COMMAND_LIMIT_S
+    source: VersionSource,
+    disk: Disk,
+    booted: Path | None,
+    command_limit_s: float = COMMAND_LIMIT_S,
+    link: Path | None = None,
 ) -> Evidence:
-    """The version that runs; `booted` is the booted slot's device, where it is one of ours."""
+    """The version that runs.
+
+    `booted` is the booted slot's device, where it is one of ours; `link` is the one that a module of files is switched
+    by.
+    """
     match source:
         case OsReleaseVersion(key):
             return await in_thread(_os_release, disk, key)
@@ -46,6 +55,10 @@ async def running_version(
                 return Evidence(None, "the booted slot is none of otad's")
             version = await in_thread(slot_version, disk, booted)
             return Evidence(version, "" if version else f"{booted}: no IMAGE_VERSION= in its first 4096 bytes")
+        case InstalledVersion():
+            if link is None:
+                return Evidence(None, "the module has no directory")
+            return await in_thread(_installed, disk, link)
 
 
 def _os_release(disk: Disk, key: str) -> Evidence:
@@ -73,6 +86,21 @@ def _file(disk: Disk, path: Path) -> Evidence:
     except OSError as error:
         return Evidence(None, f"{path}: {error.strerror}")
     return _checked(content.decode(errors="replace").strip(), str(path))
+
+
+def _installed(disk: Disk, link: Path) -> Evidence:
+    """Of the directory that the link points to, and that is there."""
+    try:
+        target = disk.read_link(link)
+        if target is None:
+            return Evidence(None, f"{link}: nothing is installed yet")
+        version = version_in(target)
+        if version is None:
+            return Evidence(None, f"{link}: points to {target[:64]!r}, which otad has not installed")
+        disk.names(link.parent / target)
+    except OSError as error:
+        return Evidence(None, f"{error.filename or link}: {error.strerror}")
+    return Evidence(version)
 
 
 async def _command(path: Path, limit_s: float) -> Evidence:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from subprocess import DEVNULL
 
@@ -50,14 +50,16 @@ async def run(
     *,
     errors: bool = True,
     leaves_work: bool = False,
+    says: Callable[[str], None] | None = None,
 ) -> Result:
     """Run `command` to its end, in a session of its own, at most for `limit_s`. OSError if it cannot be started.
 
     Whatever is left of its session then, or when the caller is canceled, is killed; of one that `leaves_work` behind
-    only at the limit. Without `errors` its standard error is ours, and not in the output.
+    only at the limit. Without `errors` its standard error is ours, and not in the output. `says` hears each line of the
+    output as it comes, its first LINE_CHARACTERS.
     """
     loop = asyncio.get_running_loop()
-    output = bytearray()
+    output = _Output(says)
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         os.set_blocking(write_end, True)  # the program's end is an ordinary one
@@ -77,7 +79,7 @@ async def run(
         os.close(write_end)
 
     def read() -> None:
-        if not _keep_last(read_end, output):
+        if not output.take(read_end):
             loop.remove_reader(read_end)
 
     status: int | None = None
@@ -99,18 +101,33 @@ async def run(
         with contextlib.suppress(BlockingIOError):
             # What is in the pipe; not what a child elsewhere may go on saying.
             for _ in range(_READS_AT_THE_END):
-                if not _keep_last(read_end, output):
+                if not output.take(read_end):
                     break
         os.close(read_end)
-    return Result(status, output.decode(errors="replace"))
+    return Result(status, output.end.decode(errors="replace"))
 
 
-def _keep_last(fd: int, output: bytearray) -> bool:
-    """Take what the pipe holds; False at its end."""
-    chunk = os.read(fd, _READ_BYTES)
-    output += chunk
-    del output[:-OUTPUT_BYTES_MAX]
-    return bool(chunk)
+class _Output:
+    """What a program has said: the end of it is kept, and each line handed on."""
+
+    def __init__(self, says: Callable[[str], None] | None) -> None:
+        self.end = bytearray()
+        self._says = says
+        self._line = bytearray()
+
+    def take(self, fd: int) -> bool:
+        """Take what the pipe holds; False at its end."""
+        chunk = os.read(fd, _READ_BYTES)
+        self.end += chunk
+        del self.end[:-OUTPUT_BYTES_MAX]
+        if self._says is not None:
+            first, *others = chunk.split(b"\n")
+            self._line += first
+            for part in others:
+                self._says(self._line[:LINE_CHARACTERS].decode(errors="replace"))
+                self._line[:] = part
+            del self._line[LINE_CHARACTERS:]
+        return bool(chunk)
 
 
 def _kill_session(session: int) -> None:

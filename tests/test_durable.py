@@ -6,12 +6,12 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from otad.durable import ALIGNMENT, RealDisk, pages
+from otad.durable import ALIGNMENT, RealDisk, Tree, pages
 
 MIB = 1 << 20
 
@@ -150,6 +150,163 @@ def test_lists_renames_and_removes(disk: RealDisk, tmp_path: Path) -> None:
 
 def test_says_how_much_is_free(disk: RealDisk, tmp_path: Path) -> None:
     assert 0 < disk.free_bytes(tmp_path) < 1 << 60
+
+
+# -- links and trees
+
+
+def test_a_link_is_made_replaced_and_read(disk: RealDisk, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    assert disk.read_link(link) is None
+    for target in ("one", "two/three", "/four"):
+        (tmp_path / "current.tmp").touch()  # what a cut left of an earlier one
+        disk.replace_link(link, target)
+
+        assert disk.read_link(link) == target
+        assert os.listdir(tmp_path) == ["current"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["directory", "file"])
+def test_what_is_no_link_is_not_read_as_one(disk: RealDisk, tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "current")
+
+    with pytest.raises(OSError, match="Invalid argument"):
+        disk.read_link(tmp_path / "current")
+
+
+def test_a_directory_is_made_of_the_mode_that_is_asked_for(disk: RealDisk, tmp_path: Path) -> None:
+    disk.make_directory(tmp_path / "lib" / "app", mode=0o755)
+
+    assert [mode(tmp_path / "lib"), mode(tmp_path / "lib" / "app")] == [0o755, 0o755]
+
+
+@pytest.fixture
+def tree(disk: RealDisk, tmp_path: Path) -> Iterator[Tree]:
+    made = disk.create_tree(tmp_path / "tree")
+    yield made
+    made.close()
+
+
+def test_a_tree_holds_what_was_put_into_it(tree: Tree, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        tree.make_directory("bin")
+        tree.make_directory("bin/deep")
+        tree.make_file("bin/deep/run", (b"#!", memoryview(b"/bin/sh"), b""), executable=True)
+        tree.make_file("text", iter(()))
+        tree.make_link("bin/link", "deep/run")
+        tree.make_other_name("same", "bin/deep/run")
+    finally:
+        os.umask(before)
+    for name in ("bin/deep/run", "text", "bin/deep", "bin", ""):
+        tree.sync(name)
+
+    root = tmp_path / "tree"
+    assert (root / "same").read_bytes() == b"".join(tree.chunks("same")) == b"#!/bin/sh"
+    assert os.readlink(root / "bin/link") == "deep/run"
+    assert (root / "same").stat().st_ino == (root / "bin/deep/run").stat().st_ino
+    assert [mode(root / name) for name in ("", "bin", "bin/deep/run", "text")] == [0o755, 0o755, 0o755, 0o644]
+
+
+@pytest.mark.parametrize("name", ["taken", "dangling"])
+def test_a_name_in_a_tree_is_taken_once(tree: Tree, name: str) -> None:
+    tree.make_file("taken", (b"first",))
+    tree.make_link("dangling", "nowhere")
+    for make in (
+        lambda: tree.make_file(name, (b"second",)),
+        lambda: tree.make_directory(name),
+        lambda: tree.make_link(name, "x"),
+        lambda: tree.make_other_name(name, "taken"),
+    ):
+        with pytest.raises(FileExistsError):
+            make()
+    assert b"".join(tree.chunks("taken")) == b"first"
+
+
+@pytest.mark.parametrize("name", ["out/new", "out/sub/new", "sub/out/new"])
+def test_nothing_is_made_behind_a_symbolic_link(tree: Tree, tmp_path: Path, name: str) -> None:
+    """Whoever puts it there, and whenever: an archive, or somebody who may write to the directory as well."""
+    outside = tmp_path / "outside"
+    (outside / "sub").mkdir(parents=True)
+    (outside / "file").write_bytes(b"secret")
+    tree.make_directory("sub")
+    (tmp_path / "tree" / "out").symlink_to(outside)
+    (tmp_path / "tree" / "sub" / "out").symlink_to(outside)
+    (tmp_path / "tree" / "file").symlink_to(outside / "file")
+
+    for make in (
+        lambda: tree.make_file(name, (b"x",)),
+        lambda: tree.make_directory(name),
+        lambda: tree.make_link(name, "x"),
+        lambda: tree.make_other_name("new", name.replace("new", "file")),
+        lambda: tree.make_file("file", (b"x",)),
+        lambda: tree.sync("file"),
+        lambda: list(tree.chunks("file")),
+    ):
+        with pytest.raises(OSError):  # noqa: PT011 - ELOOP, ENOTDIR or EEXIST
+            make()
+    assert sorted(os.listdir(outside)) == ["file", "sub"]
+    assert os.listdir(outside / "sub") == []
+    assert (outside / "file").read_bytes() == b"secret"
+
+
+def test_a_directory_that_is_exchanged_for_a_link_while_it_is_filled_leads_nowhere(tree: Tree, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "tree").rename(tmp_path / "moved")
+    (tmp_path / "tree").symlink_to(outside)
+    tree.make_file("new", (b"x",))
+
+    assert os.listdir(outside) == []
+    assert os.listdir(tmp_path / "moved") == ["new"]
+
+
+def test_a_new_tree_takes_the_place_of_whatever_was_there(disk: RealDisk, tmp_path: Path) -> None:
+    path, outside = tmp_path / "tree", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    for make in (
+        lambda: path.symlink_to(outside),
+        path.touch,
+        lambda: (path / "sub" / "deep").mkdir(parents=True),
+    ):
+        disk.remove_tree(path)
+        make()
+        disk.create_tree(path).close()
+
+        assert (path.is_symlink(), os.listdir(path), os.listdir(outside)) == (False, [], ["kept"])
+
+
+def test_a_tree_is_removed_and_what_its_links_point_to_is_not(disk: RealDisk, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    path = tmp_path / "tree"
+    (path / "sub" / "deep").mkdir(parents=True)
+    (path / "sub" / "file").write_bytes(b"x")
+    (path / "sub" / "out").symlink_to(outside)
+    os.mkfifo(path / "fifo")
+    disk.remove_tree(path)
+    disk.remove_tree(path)
+
+    assert os.listdir(tmp_path) == ["outside"]
+    assert os.listdir(outside) == ["kept"]
+
+
+def test_a_tree_leaves_no_descriptor_open(disk: RealDisk, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    made = disk.create_tree(tmp_path / "tree")
+    for number in range(20):
+        made.make_directory("d/" * number + "d")
+        made.make_file("d/" * number + "file", (b"x",))
+        made.sync("d/" * number + "file")
+        assert list(made.chunks("d/" * number + "file")) == [b"x"]
+        with contextlib.suppress(OSError):
+            made.make_file("none/file", ())
+    made.close()
+    disk.remove_tree(tmp_path / "tree")
+
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # -- places

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from otad.config import CommandVersion, FileVersion, OsReleaseVersion, SlotVersion
+from otad.config import CommandVersion, FileVersion, InstalledVersion, OsReleaseVersion, SlotVersion
 from otad.durable import RealDisk
 from otad.evidence import Evidence, running_version
 
@@ -179,3 +179,53 @@ async def test_a_slot_without_a_version_or_none_of_ours_says_so(tmp_path: Path) 
         None, f"{slot}: no IMAGE_VERSION= in its first 4096 bytes"
     )
     assert await running_version(SlotVersion(), RealDisk(), None) == Evidence(None, "the booted slot is none of otad's")
+
+
+# -- installed
+
+
+async def installed(directory: Path, target: str) -> Evidence:
+    (directory / "current").symlink_to(target)
+    return await running_version(InstalledVersion(), RealDisk(), None, link=directory / "current")
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2-0-0", "1", ".", "a.otad-b", "x" * 64])
+async def test_the_directory_that_the_link_points_to_says_its_version(tmp_path: Path, version: str) -> None:
+    (tmp_path / f"{version}.otad-65a1b2c3-7").mkdir()
+
+    assert await installed(tmp_path, f"{version}.otad-65a1b2c3-7") == Evidence(version)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "2.0.0",
+        "2.0.0.otad-1-1.partial",
+        "sub/2.0.0.otad-1-1",
+        "/apps/2.0.0.otad-1-1",
+        ".otad-1-1",
+        "2 0.otad-1-1",
+        "\x1b[",
+    ],
+)
+async def test_a_link_to_anything_else_is_no_evidence(tmp_path: Path, target: str) -> None:
+    found = await installed(tmp_path, target)
+
+    assert found == Evidence(None, f"{tmp_path}/current: points to {target!r}, which otad has not installed")
+    assert found.problem.isprintable()
+
+
+async def test_a_link_to_what_is_gone_or_no_link_at_all_is_no_evidence(tmp_path: Path) -> None:
+    source, link = InstalledVersion(), tmp_path / "current"
+
+    assert await running_version(source, RealDisk(), None) == Evidence(None, "the module has no directory")
+    nothing = Evidence(None, f"{link}: nothing is installed yet")
+    assert await running_version(source, RealDisk(), None, link=link) == nothing
+    assert await running_version(source, RealDisk(), None, link=link / "below") == Evidence(
+        None, f"{link}/below: nothing is installed yet"
+    )
+    gone = await installed(tmp_path, "2.0.0.otad-1-1")
+    assert gone == Evidence(None, f"{tmp_path}/2.0.0.otad-1-1: No such file or directory")
+    link.unlink()
+    link.mkdir()
+    assert await running_version(source, RealDisk(), None, link=link) == Evidence(None, f"{link}: Invalid argument")

@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,39 @@ async def test_many_runs_leave_no_descriptors(tmp_path: Path) -> None:
         await run(shell("setsid sleep 1 & echo x"), 10)
 
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_each_line_is_handed_on_as_it_comes(tmp_path: Path) -> None:
+    lines: list[str] = []
+    go_on = tmp_path / "go-on"
+    script = (
+        f"echo one; echo two >&2; while [ ! -e {go_on} ]; do :; done; printf 'th'; sleep 0.1; printf 'ree\n\nno end'"
+    )
+    running = asyncio.create_task(run(shell(script), 10, says=lines.append))
+    async with asyncio.timeout(10):
+        while len(lines) < 2:
+            await asyncio.sleep(0.01)
+    assert lines == ["one", "two"]
+    assert not running.done()
+
+    go_on.touch()
+    assert await running == Result(0, "one\ntwo\nthree\n\nno end")
+    assert lines == ["one", "two", "three", ""]
+
+
+async def test_long_lines_are_handed_on_cut_and_take_no_memory() -> None:
+    lines: list[str] = []
+    script = "head -c 8000000 /dev/zero | tr '\\0' x; echo; head -c 3000 /dev/urandom; echo; echo end"
+    tracemalloc.start()
+    try:
+        await run(shell(script), 60, says=lines.append)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert (lines[0], lines[-1]) == ("x" * LINE_CHARACTERS, "end")
+    assert max(map(len, lines)) <= LINE_CHARACTERS
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ The rules kept here:
 - Whether a package fits is decided before anything is written or marked, wherever its size is known by then.
 """
 
-import asyncio
-import errno
 import hashlib
 import io
 import logging
@@ -25,21 +23,19 @@ from typing import TYPE_CHECKING
 from otad.boot.control import BootControl
 from otad.core.model import Board, Deployment, DeploymentId, Slot
 from otad.core.step import is_left_by_order
-from otad.durable import ALIGNMENT, Disk, Place, pages
+from otad.durable import Disk, Place, pages
 from otad.errors import Code, UpdateError
 from otad.installers.format import HEAD_BYTES, sniff
+from otad.installers.installer import Stopped, from_thread
+from otad.installers.staging import PlaceFile, Staging
 from otad.telemetry import Progress
 from otad.threads import in_stoppable_thread, in_thread
 from otad.units import format_size
 
 CHUNK_BYTES = 1 << 20
 SYNC_BYTES = 8 << 20
-STAGING_RESERVE_BYTES = 4 << 20
-"""Left free beside a staging file, so that the state can always be saved."""
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
     from otad.installers.image import Image
 
 log = logging.getLogger(__name__)
@@ -48,7 +44,9 @@ log = logging.getLogger(__name__)
 class SlotInstaller:
     """The system image's installer. Also the `Places` of a transfer."""
 
-    def __init__(self, disk: Disk, boot: BootControl, devices: dict[Slot, Path], staging: Path, attempts: int) -> None:
+    def __init__(
+        self, disk: Disk, boot: BootControl, devices: dict[Slot, Path], staging: Staging, attempts: int
+    ) -> None:
         self._disk = disk
         self._boot = boot
         self._devices = devices
@@ -65,7 +63,7 @@ class SlotInstaller:
 
     async def open_staging(self, deployment: Deployment) -> Place:
         """The staging file, with its space taken. What an earlier try left in it is still there."""
-        return await in_thread(self._staged, deployment)
+        return await self._staging.open(deployment)
 
     def prove(self, deployment: Deployment) -> None:
         """The open target holds, on its medium, exactly what the notice says."""
@@ -78,21 +76,20 @@ class SlotInstaller:
 
         Safe to run again from the start. When canceled, returns after the chunk in flight has been written.
         """
-        loop = asyncio.get_running_loop()
-
-        def tell(value: Progress) -> None:
-            loop.call_soon_threadsafe(progress, value)
-
-        await in_stoppable_thread(self._install, deployment, tell)
+        staged = await self._staging.open(deployment)
+        await in_stoppable_thread(self._install, staged, deployment, from_thread(progress))
         self.prove(deployment)
 
-    def _install(self, stop: threading.Event, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
+    def _install(
+        self, stop: threading.Event, place: Place, deployment: Deployment, progress: Callable[[Progress], None]
+    ) -> None:
         # Imported here: the archive libraries cost memory that an idle daemon does not need.
-        from otad.installers.image import HashingReader, open_image  # noqa: PLC0415
+        from otad.installers.image import open_image  # noqa: PLC0415
+        from otad.installers.stream import HashingReader  # noqa: PLC0415
 
         identity = deployment.notice.identity
         assert identity.digest is not None
-        staged = io.BufferedReader(_PlaceFile(self._staged(deployment), identity.size))
+        staged = io.BufferedReader(PlaceFile(place, identity.size))
         try:
             head = staged.read(HEAD_BYTES)
             reader = HashingReader(staged, identity.digest.method)
@@ -146,41 +143,13 @@ class SlotInstaller:
         self._proven = None
         while self._open:
             self._open.popitem()[1].close()
+        self._staging.release()
 
     def tidy(self, deployment: Deployment | None) -> None:
         """Remove the staging files that are not this deployment's."""
-        keep = self._staging_file(deployment).name if deployment is not None else None
-        for name in self._disk.names(self._staging):
-            if name != keep:
-                self._disk.remove(self._staging / name)
+        self._staging.tidy(deployment)
 
     # -- opening
-
-    def _staging_file(self, deployment: Deployment) -> Path:
-        return self._staging / f"{deployment.id}.package"
-
-    def _staged(self, deployment: Deployment) -> Place:
-        path = self._staging_file(deployment)
-        if path in self._open:
-            return self._open[path]
-        size = deployment.notice.identity.size
-        there = size  # its space was taken when it was made
-        try:
-            if deployment.checkpoint == 0:
-                there = 0
-                self._disk.remove(path)  # worth nothing, and in the way of the space that is needed
-            free = self._disk.free_bytes(self._staging)
-            if free + there < size + STAGING_RESERVE_BYTES:
-                raise UpdateError(
-                    Code.SPACE,
-                    f"{self._staging}: the package has {format_size(size)} ({size} bytes), free are "
-                    f"{format_size(free)} less {format_size(STAGING_RESERVE_BYTES)} reserve",
-                )
-            self._open[path] = self._disk.create_place(path, size)
-        except OSError as error:
-            code = Code.SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else Code.MEDIUM
-            raise UpdateError(code, f"{path}: {error.strerror}") from error
-        return self._open[path]
 
     def _target(self, deployment: Deployment, size: int | None) -> Place:
         """The target prepared and open; `size` of the image where it is known."""
@@ -250,10 +219,6 @@ def too_large(deployment: Deployment, size: int, room: int, at_least: str = "") 
     )
 
 
-class _StoppedError(Exception):
-    """The installation was canceled: nobody hears this but the canceled caller."""
-
-
 def _write(
     stop: threading.Event,
     deployment: Deployment,
@@ -265,7 +230,7 @@ def _write(
     buffer, digest, written, synced = pages(CHUNK_BYTES), hashlib.sha256(), 0, 0
     for chunk in image.chunks(CHUNK_BYTES):
         if stop.is_set():
-            raise _StoppedError
+            raise Stopped
         if written + len(chunk) > target.bytes:
             raise too_large(deployment, written + len(chunk), target.bytes, "at least ")
         buffer[: len(chunk)] = chunk  # page-aligned, as direct writes want it
@@ -292,7 +257,7 @@ def _read_back(
     buffer, digest, done = pages(CHUNK_BYTES), hashlib.sha256(), 0
     while done < size:
         if stop.is_set():
-            raise _StoppedError
+            raise Stopped
         count = min(target.read_into(done, buffer), size - done)
         if count == 0:
             raise UpdateError(Code.MEDIUM, f"slot {deployment.target}: ends at {done} of {size} bytes")
@@ -301,43 +266,3 @@ def _read_back(
         progress(Progress(deployment.id, bytes=size, total=size, checked=done))
     if digest.hexdigest() != wanted:
         raise UpdateError(Code.MEDIUM, f"slot {deployment.target}: does not give back what was written")
-
-
-class _PlaceFile(io.RawIOBase):
-    """The first `size` bytes of a place as a file to read, from the medium."""
-
-    def __init__(self, place: Place, size: int) -> None:
-        super().__init__()
-        self._place = place
-        self._size = size
-        self._position = 0
-        self._window = pages(CHUNK_BYTES)
-        self._window_at = 0
-        self._window_bytes = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def readinto(self, into: "WriteableBuffer") -> int:
-        view = memoryview(into).cast("B")
-        begin = self._position - self._window_at
-        if not 0 <= begin < self._window_bytes:
-            self._window_at = self._position - self._position % ALIGNMENT
-            count = self._place.read_into(self._window_at, self._window)
-            self._window_bytes = max(0, min(count, self._size - self._window_at))
-            begin = self._position - self._window_at
-        count = max(0, min(len(view), self._window_bytes - begin))
-        view[:count] = self._window[begin : begin + count]
-        self._position += count
-        return count

@@ -36,7 +36,8 @@ from otad.core.model import (
 )
 from otad.durable import Place, RealDisk, pages
 from otad.errors import Code, Failure, UpdateError
-from otad.installers.slots import STAGING_RESERVE_BYTES, SlotInstaller
+from otad.installers.slots import SlotInstaller
+from otad.installers.staging import RESERVE_BYTES, Staging
 from otad.telemetry import Progress
 
 A, B = Slot("a"), Slot("b")
@@ -125,7 +126,7 @@ class World:
         self.installer = self.new_installer()
 
     def new_installer(self) -> SlotInstaller:
-        return SlotInstaller(self.disk, self.boot, self.devices, self.staging, 3)
+        return SlotInstaller(self.disk, self.boot, self.devices, Staging(self.disk, self.staging), 3)
 
     def restart(self) -> None:
         """A new process: the old one's descriptors are gone."""
@@ -327,7 +328,7 @@ async def test_the_staging_file_has_its_space_taken(world: World) -> None:
 
 
 async def test_staging_keeps_a_reserve_for_the_state(world: World) -> None:
-    world.disk.free = len(IMAGE) + STAGING_RESERVE_BYTES - 1
+    world.disk.free = len(IMAGE) + RESERVE_BYTES - 1
 
     found = await failure(world.installer.open_staging(world.deployment(IMAGE)))
     assert found.code == Code.SPACE
@@ -337,7 +338,7 @@ async def test_staging_keeps_a_reserve_for_the_state(world: World) -> None:
 
 
 async def test_a_package_that_just_fits_is_staged(world: World) -> None:
-    world.disk.free = len(IMAGE) + STAGING_RESERVE_BYTES
+    world.disk.free = len(IMAGE) + RESERVE_BYTES
 
     await world.installer.open_staging(world.deployment(IMAGE))
 
@@ -345,7 +346,7 @@ async def test_a_package_that_just_fits_is_staged(world: World) -> None:
 async def test_going_on_needs_no_more_space_and_finds_what_is_there(world: World) -> None:
     deployment = await world.stage(IMAGE)
     world.restart()
-    world.disk.free = STAGING_RESERVE_BYTES
+    world.disk.free = RESERVE_BYTES
 
     place = await world.installer.open_staging(deployment)
     buffer = pages(MIB)
@@ -362,7 +363,7 @@ async def test_beginning_anew_does_not_count_the_file_that_is_there_already(worl
 
         def free_bytes(self, directory: Path) -> int:
             taken = sum(file.stat().st_size for file in directory.iterdir())
-            return len(IMAGE) + STAGING_RESERVE_BYTES - taken
+            return len(IMAGE) + RESERVE_BYTES - taken
 
     world.disk = Room()
     world.installer = world.new_installer()

@@ -31,7 +31,7 @@ from typing import Any
 from otad import evidence
 from otad.boot.control import BootControl
 from otad.boot.simulated import SimulatedBoot
-from otad.cloud.cloud import Answer, Nothing, Offered, SessionState, SessionView
+from otad.cloud.cloud import Answer, Block, Names, Nothing, Offered, OfflineError, SessionState, SessionView
 from otad.config import (
     Backend,
     BootSettings,
@@ -62,6 +62,7 @@ from otad.core.model import (
     Notice,
     PlaceKind,
     Slot,
+    Stream,
 )
 from otad.core.model import Board as BoardView
 from otad.core.work import Download, work_for
@@ -69,6 +70,7 @@ from otad.errors import UpdateError
 from otad.evidence import Evidence
 from otad.installers.format import Format, sniff
 from otad.installers.slots import SlotInstaller
+from otad.installers.staging import Staging
 from otad.reporter import Reporter
 from otad.store import Store
 from otad.telemetry import Telemetry
@@ -208,6 +210,7 @@ class Session:
         self._board, self._heard = board, heard
         self._online = asyncio.Event()
         self.connection = 0
+        self.names: Names | None = None
 
     @property
     def view(self) -> SessionView:
@@ -238,6 +241,9 @@ class Session:
         answer = self._board.platform.answer()
         self._hear(answer)
         return answer
+
+    async def block(self, stream: Stream, offset: int, size: int) -> Block:
+        raise OfflineError("this platform has none")
 
     async def inform(self, module: ModuleName, version: str) -> None:
         self._board.power.operation(f"send version {version}")
@@ -488,7 +494,8 @@ class Board:
         telemetry = Telemetry()
         offers: asyncio.Queue[Answer] = asyncio.Queue()
         cloud = Session(self, offers.put_nowait)
-        installer = SlotInstaller(disk, boot, self.devices, store.staging, self.config.boot.attempts)
+        staging = Staging(disk, store.staging)
+        installer = SlotInstaller(disk, boot, self.devices, staging, self.config.boot.attempts)
 
         async def look() -> tuple[BootId, BoardView]:
             while True:
@@ -554,7 +561,10 @@ class Board:
                     began = clock()
                 await asyncio.sleep(1 + (clock() - began) / 100)
 
-        worker = Worker(self.config, boot, installer, cloud, telemetry, running, transfer, farewell)
+        async def version(module: ModuleName) -> Evidence:
+            return await running()
+
+        worker = Worker(self.config, boot, installer, {}, cloud, telemetry, version, transfer, farewell)
         carry_out = self.parts.carry_out(worker.carry_out, self, boot, installer)
         coordinator = Coordinator(store, store.load(), carry_out, let_go, telemetry)
         modules: dict[ModuleName, Callable[[], Awaitable[Evidence]]] = {DEFAULT_MODULE: running}

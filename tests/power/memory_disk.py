@@ -14,11 +14,11 @@ import copy
 import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from otad.durable import Place
+from otad.durable import Place, Tree
 
 Fate = str | int
 SECTOR_BYTES = 512
@@ -135,51 +135,91 @@ def _survivors(offset: int, content: bytes, fate: random.Random | str) -> list[t
             return [(offset + at, content[at : at + SECTOR_BYTES]) for at in kept]
 
 
-Names = dict[Path, Inode]
+@dataclass
+class Link:
+    """A symbolic link: there with its name, or not at all."""
+
+    target: str
+
+
+@dataclass(eq=False)
+class Directory:
+    """Names as they are looked up, and as the medium holds them; between the two, changes not yet synced."""
+
+    names: "Names" = field(default_factory=dict)
+    durable: "Names" = field(default_factory=dict)
+    pending: "list[Change]" = field(default_factory=list)
+
+    def change(self, effect: "Change") -> None:
+        effect(self.names)
+        self.pending.append(effect)
+
+    def sync(self) -> None:
+        for effect in self.pending:
+            effect(self.durable)
+        self.pending.clear()
+
+    def cut(self, fate: random.Random | str) -> None:
+        for effect in self.pending:
+            if fate.random() < 0.5 if isinstance(fate, random.Random) else fate == "all":
+                effect(self.durable)
+        self.pending.clear()
+        self.names = dict(self.durable)
+
+
+Node = Inode | Link | Directory
+Names = dict[str, Node]
+Change = Callable[[Names], None]
 
 
 @dataclass
 class Storage:
     """What there is on the medium, and what is only believed to be there. Survives cuts; `MemoryDisk` works on it."""
 
-    names: Names = field(default_factory=dict)
-    durable: Names = field(default_factory=dict)
-    directories: set[Path] = field(default_factory=set)
-    durable_directories: set[Path] = field(default_factory=set)
-    pending: dict[Path, list[Callable[[Names, set[Path]], None]]] = field(default_factory=dict)  # by directory
+    root: Directory = field(default_factory=Directory)
     free: int = 1 << 40
 
     def provide(self, path: Path, content: bytes = b"") -> None:
         """A file that has always been there."""
-        self.names[path] = self.durable[path] = Inode(bytearray(content), bytearray(content))
+        directory = self.provide_directory(path.parent)
+        directory.names[path.name] = directory.durable[path.name] = Inode(bytearray(content), bytearray(content))
 
-    def provide_directory(self, path: Path) -> None:
-        self.directories.add(path)
-        self.durable_directories.add(path)
+    def provide_directory(self, path: Path) -> Directory:
+        if path == path.parent:
+            return self.root
+        above, there = self.provide_directory(path.parent), self.find(path)
+        if isinstance(there, Directory):
+            return there
+        made = above.names[path.name] = above.durable[path.name] = Directory()
+        return made
 
-    def change(self, directory: Path, effect: Callable[[Names, set[Path]], None]) -> None:
-        effect(self.names, self.directories)
-        self.pending.setdefault(directory, []).append(effect)
+    def find(self, path: Path, *, durable: bool = False) -> Node | None:
+        """What has this name, by default as it is looked up."""
+        node: Node | None = self.root
+        for part in path.parts[1:]:
+            if not isinstance(node, Directory):
+                return None
+            node = (node.durable if durable else node.names).get(part)
+        return node
 
-    def sync_directory(self, directory: Path) -> None:
-        for effect in self.pending.pop(directory, ()):
-            effect(self.durable, self.durable_directories)
+    def directory(self, path: Path) -> Directory:
+        node = self.find(path)
+        if not isinstance(node, Directory):
+            number = errno.ENOENT if node is None else errno.ENOTDIR
+            raise OSError(number, os.strerror(number), str(path))
+        return node
+
+    @property
+    def names(self) -> "Files":
+        """The files by their paths."""
+        return Files(self)
 
     def cut(self, fate: Fate) -> None:
         """The power fails: from here on only what `fate` let through was ever there."""
         chooser = random.Random(fate) if isinstance(fate, int) else fate
-        for inode in self._inodes():
-            inode.cut(chooser)
-        for effects in self.pending.values():
-            for effect in effects:
-                if chooser.random() < 0.5 if isinstance(chooser, random.Random) else chooser == "all":
-                    effect(self.durable, self.durable_directories)
-        self.pending.clear()
-        there = self.durable_directories
-        self.directories = {path for path in there if all(up in there for up in path.parents if up.parents)}
-        self.durable_directories = set(self.directories)
-        self.names = {path: inode for path, inode in self.durable.items() if path.parent in self.directories}
-        self.durable = dict(self.names)
+        for node in _reachable(self.root):
+            if not isinstance(node, Link):
+                node.cut(chooser)
 
     def shut_down(self) -> None:
         """An orderly reboot: everything is written out first."""
@@ -188,18 +228,54 @@ class Storage:
     def held(self, path: Path) -> list[bytes]:
         """What a reader may find here after a cut now: without and with all that is not synced."""
         found = []
-        for names in (self.durable, self.names):
-            inode = names.get(path)
-            if inode is not None:
-                found += [bytes(inode.durable), bytes(inode.content)]
+        for node in (self.find(path, durable=True), self.find(path)):
+            if isinstance(node, Inode):
+                found += [bytes(node.durable), bytes(node.content)]
         return found
 
     def copy(self) -> "Storage":
         return copy.deepcopy(self)
 
-    def _inodes(self) -> list[Inode]:
-        inodes = {id(inode): inode for inode in (*self.names.values(), *self.durable.values())}
-        return list(inodes.values())
+
+class Files(Mapping[Path, Inode]):
+    """The files of a storage, as they are looked up."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __getitem__(self, path: Path) -> Inode:
+        node = self._storage.find(path)
+        if not isinstance(node, Inode):
+            raise KeyError(path)
+        return node
+
+    def __iter__(self) -> Iterator[Path]:
+        return _file_paths(Path("/"), self._storage.root)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _file_paths(path: Path, directory: Directory) -> Iterator[Path]:
+    for name, node in directory.names.items():
+        if isinstance(node, Directory):
+            yield from _file_paths(path / name, node)
+        elif isinstance(node, Inode):
+            yield path / name
+
+
+def _reachable(root: Directory) -> list[Node]:
+    """Everything that has a name or had one that is still on the medium, once each."""
+    nodes: dict[int, Node] = {id(root): root}
+    left: list[Directory] = [root]
+    while left:
+        directory = left.pop()
+        for node in (*directory.names.values(), *directory.durable.values()):
+            if id(node) not in nodes:
+                nodes[id(node)] = node
+                if isinstance(node, Directory):
+                    left.append(node)
+    return list(nodes.values())
 
 
 class MemoryDisk:
@@ -232,33 +308,46 @@ class MemoryDisk:
         self.power.operation(name, then)
 
     def lookup(self, path: Path) -> Inode:
-        if path not in self.storage.names:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return self.storage.names[path]
+        node = self.storage.find(path)
+        if not isinstance(node, Inode):
+            number = {Directory: errno.EISDIR, Link: errno.ELOOP}.get(type(node), errno.ENOENT)
+            raise OSError(number, os.strerror(number), str(path))
+        return node
 
-    def link(self, path: Path, inode: Inode, name: str = "create") -> None:
-        if path.parent not in self.storage.directories:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+    def link(self, path: Path, node: Node, name: str = "create") -> None:
+        directory = self.storage.directory(path.parent)
+        if path.name in directory.names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
-        def effect(names: Names, directories: set[Path]) -> None:
-            names[path] = inode
+        def effect(names: Names) -> None:
+            names[path.name] = node
 
-        self.operation(f"{name} {path.name}", lambda: self.storage.change(path.parent, effect))
+        self.operation(f"{name} {path.name}", lambda: directory.change(effect))
 
-    def unlink(self, path: Path) -> None:
-        def effect(names: Names, directories: set[Path]) -> None:
-            names.pop(path, None)
+    def unlink(self, path: Path, name: str = "unlink") -> None:
+        directory = self.storage.directory(path.parent)
 
-        self.operation(f"unlink {path.name}", lambda: self.storage.change(path.parent, effect))
+        def effect(names: Names) -> None:
+            names.pop(path.name, None)
+
+        self.operation(f"{name} {path.name}", lambda: directory.change(effect))
 
     def move(self, old: Path, new: Path) -> None:
-        inode = self.lookup(old)
+        assert old.parent == new.parent, "a rename from one directory into another is two changes"
+        directory = self.storage.directory(old.parent)
+        node = directory.names.get(old.name)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(old))
+        there = directory.names.get(new.name)
+        if isinstance(there, Directory) and (there.names or not isinstance(node, Directory)):
+            number = errno.ENOTEMPTY if isinstance(node, Directory) else errno.EISDIR
+            raise OSError(number, os.strerror(number), str(new))
 
-        def effect(names: Names, directories: set[Path]) -> None:
-            names.pop(old, None)
-            names[new] = inode
+        def effect(names: Names) -> None:
+            names.pop(old.name, None)
+            names[new.name] = node
 
-        self.operation(f"rename {old.name} {new.name}", lambda: self.storage.change(new.parent, effect))
+        self.operation(f"rename {old.name} {new.name}", lambda: directory.change(effect))
 
     def write(self, path: Path, inode: Inode, offset: int, content: bytes) -> None:
         if not content:
@@ -277,7 +366,7 @@ class MemoryDisk:
             raise
 
     def sync_directory(self, path: Path) -> None:
-        self.operation(f"fsync {path.name}/", lambda: self.storage.sync_directory(path))
+        self.operation(f"fsync {path.name}/", self.storage.directory(path).sync)
 
     # -- Disk
 
@@ -308,40 +397,67 @@ class MemoryDisk:
         self.sync_directory(new.parent)
 
     def remove(self, path: Path) -> None:
-        if path in self.storage.names:
+        if self.storage.find(path) is not None:
             self.unlink(path)
             self.sync_directory(path.parent)
 
-    def make_directory(self, path: Path) -> None:
+    def make_directory(self, path: Path, *, mode: int = 0o700) -> None:
         self.access(f"stat {path.name}/")
-        if path in self.storage.directories:
+        if isinstance(self.storage.find(path), Directory):
             return
-        self.make_directory(path.parent)
-
-        def effect(names: Names, directories: set[Path]) -> None:
-            directories.add(path)
-
-        def undone(names: Names, directories: set[Path]) -> None:
-            directories.discard(path)
-
-        self.operation(f"mkdir {path.name}", lambda: self.storage.change(path.parent, effect))
+        self.make_directory(path.parent, mode=mode)
+        self.link(path, Directory(), "mkdir")
         try:
             self.sync_directory(path.parent)
         except OSError:
-            self.operation(f"rmdir {path.name}", lambda: self.storage.change(path.parent, undone))
+            self.unlink(path, "rmdir")
             raise
 
     def names(self, directory: Path) -> list[str]:
         self.access(f"list {directory.name}/")
-        return sorted(path.name for path in self.storage.names if path.parent == directory)
+        return sorted(self.storage.directory(directory).names)
+
+    def read_link(self, path: Path) -> str | None:
+        self.access(f"readlink {path.name}")
+        node = self.storage.find(path)
+        if node is not None and not isinstance(node, Link):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+        return node.target if node is not None else None
+
+    def replace_link(self, path: Path, target: str) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        if self.storage.find(temporary) is not None:
+            self.unlink(temporary)
+        self.link(temporary, Link(target), "symlink")
+        self.move(temporary, path)
+        self.sync_directory(path.parent)
+
+    def create_tree(self, path: Path) -> Tree:
+        self.remove_tree(path)
+        self.link(path, Directory(), "mkdir")
+        return MemoryTree(self, path)
+
+    def remove_tree(self, path: Path) -> None:
+        if self.storage.find(path) is not None:
+            self._remove_tree(path)
+            self.sync_directory(path.parent)
+
+    def _remove_tree(self, path: Path) -> None:
+        node = self.storage.find(path)
+        if not isinstance(node, Directory):
+            self.unlink(path)
+            return
+        for name in sorted(node.names):
+            self._remove_tree(path / name)
+        self.unlink(path, "rmdir")
 
     def free_bytes(self, directory: Path) -> int:
         self.access(f"statvfs {directory.name}/")
-        held = sum(len(inode.content) for path, inode in self.storage.names.items() if path.parent == directory)
+        held = sum(len(inode.content) for path, inode in self.storage.names.items() if directory in path.parents)
         return self.storage.free - held
 
     def create_place(self, path: Path, size: int) -> Place:
-        if path not in self.storage.names:
+        if self.storage.find(path) is None:
             self.link(path, Inode())
         inode = self.lookup(path)
         self._lock(path, inode)
@@ -392,3 +508,40 @@ class MemoryPlace:
 
     def close(self) -> None:
         self._inode.is_open = False
+
+
+class MemoryTree:
+    """A `Tree` in memory."""
+
+    def __init__(self, disk: MemoryDisk, path: Path) -> None:
+        self._disk, self._path = disk, path
+
+    def make_directory(self, name: str) -> None:
+        self._disk.link(self._path / name, Directory(), "mkdir")
+
+    def make_file(self, name: str, chunks: Iterable[bytes | memoryview], *, executable: bool = False) -> None:
+        path, inode, offset = self._path / name, Inode(), 0
+        self._disk.link(path, inode)
+        for chunk in chunks:
+            self._disk.write(path, inode, offset, bytes(chunk))
+            offset += len(chunk)
+
+    def make_link(self, name: str, target: str) -> None:
+        self._disk.link(self._path / name, Link(target), "symlink")
+
+    def make_other_name(self, name: str, file: str) -> None:
+        self._disk.link(self._path / name, self._disk.lookup(self._path / file), "link")
+
+    def sync(self, name: str) -> None:
+        path = self._path / name
+        if isinstance(self._disk.storage.find(path), Directory):
+            self._disk.sync_directory(path)
+        else:
+            self._disk.sync(path, self._disk.lookup(path))
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        self._disk.access(f"read {name}")
+        yield bytes(self._disk.lookup(self._path / name).content)
+
+    def close(self) -> None:
+        pass

@@ -17,8 +17,11 @@ from otad.durable import Disk, RealDisk, pages
 from tests.power.memory_disk import MemoryDisk, Power, Storage
 
 CALLS = (
-    "?open,openat,write,pwrite64,fallocate,fsync,fdatasync,?rename,renameat,renameat2,?unlink,unlinkat,?mkdir,mkdirat"
+    "?open,openat,write,pwrite64,fallocate,fsync,fdatasync,?rename,renameat,renameat2,?unlink,unlinkat,?mkdir,mkdirat,"
+    "?rmdir,?symlink,symlinkat,?link,linkat"
 )
+NAMED = re.compile(r'(?:(?:AT_FDCWD|\d+)(?:<(?P<directory>[^>]*)>)?, )?"(?P<name>[^"]*)"')
+OPEN = re.compile(r"^\d+<(?P<path>[^>]*)>")
 LINE = re.compile(r"^(\d+ +)?(?P<call>\w+)\((?P<arguments>.*)\) += (?P<result>-?\d+)")
 
 
@@ -43,6 +46,28 @@ def use(disk: Disk, directory: Path) -> None:
         place.write(0, buffer[:100])
         place.sync()
         place.close()
+    for _ in range(2):  # the second time there is something to be removed
+        tree = disk.create_tree(directory / "tree.partial")
+        tree.make_directory("sub")
+        tree.make_directory("sub/below")
+        tree.make_file("sub/below/file", (b"one", b"two"))
+        tree.make_file("program", (b"#!",), executable=True)
+        tree.make_file("empty", ())
+        tree.make_link("sub/to", "below/file")
+        tree.make_other_name("same", "sub/below/file")
+        for name in ("sub/below/file", "program", "", "sub", "sub/below"):
+            tree.sync(name)
+        assert b"".join(tree.chunks("same")) == b"onetwo"
+        tree.close()
+    disk.rename(directory / "tree.partial", directory / "tree")
+    disk.replace_link(directory / "current", "tree")
+    disk.replace_link(directory / "current", "other")
+    assert disk.read_link(directory / "current") == "other"
+    assert disk.read_link(directory / "nothing") is None
+    disk.sync_directory(directory)
+    disk.remove_tree(directory / "tree")
+    disk.remove_tree(directory / "tree")
+    disk.remove_tree(directory / "current")
 
 
 def on_real_disk(root: Path, directory: Path) -> list[str]:
@@ -52,32 +77,47 @@ def on_real_disk(root: Path, directory: Path) -> list[str]:
     tracer = ["strace", "-f", "-y", "-qq", "-o", str(trace), "-e", f"trace={CALLS}"]
     use_it = [sys.executable, "-m", "tests.power.test_real_disk_trace", str(directory)]
     subprocess.run([*tracer, *use_it], cwd=root, check=True, timeout=60)
-    known = {"slot.img"}
-    return [word for line in trace.read_text().splitlines() for word in _words(line, directory, known)]
+    known, directories = {"slot.img"}, {directory.name}
+    lines = trace.read_text().splitlines()
+    return [word for line in lines for word in _words(line, directory, known, directories)]
 
 
-def _words(line: str, directory: Path, known: set[str]) -> Iterator[str]:
+def _words(line: str, directory: Path, known: set[str], directories: set[str]) -> Iterator[str]:
+    """`known` are the files there are by now, and `directories` what has been one."""
     match = LINE.match(line)
     if match is None or int(match["result"]) < 0 or str(directory) not in match["arguments"]:
         return
-    paths = [Path(found) for found in re.findall(rf'["<]({re.escape(str(directory))}[^">]*)[">]', match["arguments"])]
-    name = paths[0].name
-    match match["call"]:
-        case "openat" | "open" if "O_CREAT" in match["arguments"] and name not in known:
+    call, arguments = match["call"], match["arguments"]
+    if (is_open := OPEN.match(arguments)) is not None and call in (
+        "write",
+        "pwrite64",
+        "fallocate",
+        "fsync",
+        "fdatasync",
+    ):
+        name = Path(is_open["path"]).name
+        is_sync = call in ("fsync", "fdatasync")
+        yield f"{'fsync' if is_sync else 'write'} {name}{'/' if name in directories else ''}"
+        return
+    names = [Path(found["directory"] or "/", found["name"]).name for found in NAMED.finditer(arguments)]
+    name = names[0]
+    match call:
+        case "openat" | "open" if "O_CREAT" in arguments and name not in known:
             known.add(name)
             yield f"create {name}"
-        case "write" | "pwrite64" | "fallocate":
-            yield f"write {name}"
-        case "fsync" | "fdatasync":
-            yield f"fsync {name}{'/' if paths[0].is_dir() else ''}"
         case "rename" | "renameat" | "renameat2":
             known.discard(name)
-            yield f"rename {name} {paths[-1].name}"
-        case "unlink" | "unlinkat":
+            yield f"rename {name} {names[-1]}"
+        case "rmdir" | "unlink" | "unlinkat":
             known.discard(name)
-            yield f"unlink {name}"
+            yield f"{'rmdir' if call == 'rmdir' or 'AT_REMOVEDIR' in arguments else 'unlink'} {name}"
         case "mkdir" | "mkdirat":
+            directories.add(name)
             yield f"mkdir {name}"
+        case "symlink" | "symlinkat":
+            yield f"symlink {names[-1]}"
+        case "link" | "linkat":
+            yield f"link {names[-1]}"
         case _:
             pass
 
