@@ -3,6 +3,9 @@
 
     fetch == bounded queue ==> write -- durable watermark --> check
 
+A package of several files is one row of bytes in the order of the notice, for the staging file; the digest of each is
+compared soon after its last byte is durable.
+
 The digest is computed once, over what the medium holds, one durable range behind the writer. Writer and checker share
 one number and nothing else: after a restart the checker reads the prefix again while the download goes on, and a slow
 medium does not stall it. Memory is flat whatever the size: the buffers of `Pace`, and what the source holds.
@@ -15,12 +18,12 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from otad.core.model import Deployment, PlaceKind
+from otad.core.model import Artifact, Deployment, PlaceKind
 from otad.durable import Place, pages
 from otad.errors import Code, UpdateError
 from otad.telemetry import Progress
@@ -93,10 +96,11 @@ async def download(
     is_raw: Callable[[bytes], bool],
     pace: Pace = USUAL,
 ) -> PlaceKind:
-    """Bring the package to its place: all of it durable there, and equal to the notice's digest as the medium holds it.
+    """Bring the package to its place: durable there, and equal to the notice's digests as the medium holds it.
 
     Goes on from the deployment's checkpoint. `is_raw` tells from the first HEAD_BYTES whether the package is an image
-    as it stands, for the slot, or something for the staging file; without `unpack` it is not asked. Raises UpdateError.
+    as it stands, for the slot, or something for the staging file; without `unpack` it is not asked. Several files, and
+    what is installed in place, are for the staging file without a question. Raises UpdateError.
     When canceled, returns only after the chunk in flight has been written.
     """
     meter = _Meter(deployment, progress, pace.progress_s)
@@ -204,6 +208,8 @@ class _Transfer:
         await self._write(place, kind)
 
     async def _decide(self) -> PlaceKind:
+        if self._deployment.in_place or len(self._deployment.notice.artifacts) > 1:
+            return PlaceKind.STAGING
         if self._is_raw is None:
             return PlaceKind.SLOT
         head = await self._pipe.head(min(HEAD_BYTES, self._size))
@@ -250,9 +256,9 @@ class _Transfer:
     # ------------------------------------------------------------------------------------------ check
 
     async def _check(self, place: Place) -> None:
-        wanted = self._deployment.notice.identity.digest
-        assert wanted is not None, "only a recovered deployment has none, and it downloads nothing"
-        digest = hashlib.new(wanted.method, usedforsecurity=False)
+        artifacts = self._deployment.notice.artifacts
+        assert sum(artifact.size for artifact in artifacts) == self._size, "a recovered deployment downloads nothing"
+        proof = _Proof(artifacts, self._name(self._kind))
         buffers = pages(self._pace.check_bytes), pages(self._pace.check_bytes)
         checked = 0
         with ThreadPoolExecutor(1, "read-back") as reader:
@@ -262,12 +268,9 @@ class _Transfer:
                 if end < self._size:
                     end -= end % RANGE_BYTES
                 with self._place_errors(self._kind):
-                    await in_thread(_digest_range, place, checked, end, buffers, digest, reader)
+                    await in_thread(_read_range, place, checked, end, buffers, proof, reader)
                 checked = end
                 self._meter.check(checked)
-        if digest.hexdigest() != wanted.hex:
-            name, found = self._name(self._kind), digest.hexdigest()
-            raise UpdateError(Code.DIGEST, f"{name}: {wanted.method} is {found}, the notice says {wanted.hex}")
 
     def _name(self, kind: PlaceKind | None) -> str:
         return f"slot {self._deployment.target}" if kind == PlaceKind.SLOT else "staging file"
@@ -281,15 +284,46 @@ class _Transfer:
             raise UpdateError(code, f"{self._name(kind)}: {error.strerror or error}") from error
 
 
-def _digest_range(
+class _Proof:
+    """The digests of a row of artifacts. Fed with their bytes from the first on; a wrong one ends in UpdateError."""
+
+    def __init__(self, artifacts: Sequence[Artifact], place: str) -> None:
+        self._artifacts, self._place = iter(artifacts), place
+        self._next()
+
+    def update(self, content: memoryview) -> None:
+        while len(content) >= self._left:
+            self._digest.update(content[: self._left])
+            content = content[self._left :]
+            self._compare()
+            if not self._next():
+                return
+        self._digest.update(content)
+        self._left -= len(content)
+
+    def _next(self) -> bool:
+        following = next(self._artifacts, None)
+        if following is not None:
+            self._artifact, self._left = following, following.size
+            self._digest = hashlib.new(following.digest.method, usedforsecurity=False)
+        return following is not None
+
+    def _compare(self) -> None:
+        wanted, found = self._artifact.digest, self._digest.hexdigest()
+        if found != wanted.hex:
+            file = f"{self._artifact.name} in the {self._place}" if self._artifact.name else self._place
+            raise UpdateError(Code.DIGEST, f"{file}: {wanted.method} is {found}, the notice says {wanted.hex}")
+
+
+def _read_range(
     place: Place,
     begin: int,
     end: int,
     buffers: tuple[memoryview, memoryview],
-    digest: "hashlib._Hash",
+    proof: _Proof,
     reader: Executor,
 ) -> None:
-    """Feed the digest from the medium, reading the next bytes while these are hashed.
+    """Feed the proof from the medium, reading the next bytes while these are hashed.
 
     Many buffers per change of threads: small buffers cost no time this way, and keep memory small.
     """
@@ -301,7 +335,7 @@ def _digest_range(
             raise OSError(errno.EIO, f"gives back {found} of {count} bytes at {offset}")
         if offset + length < end:
             ahead = reader.submit(place.read_into, offset + length, back)
-        digest.update(front[:count])
+        proof.update(front[:count])
         front, back = back, front
 
 

@@ -13,12 +13,15 @@ that is worth nothing is decided in `pieces`:
 Alibaba's object storage answers a range it does not like with 200 and the whole object unless it is asked for
 `x-oss-range-behavior: standard`; a content delivery network in front of it may do so even then. An answer that does not
 say how long the whole is does not say another length: the digest decides.
+
+Where the package may come another way, three attempts in a row without a byte to speak of are enough: NoWay.
 """
 
 import asyncio
 import contextlib
 import errno
 import logging
+import os
 import re
 import socket
 import ssl
@@ -33,7 +36,20 @@ from otad import __version__
 from otad.config import DownloadSettings
 from otad.errors import Code, UpdateError
 from otad.threads import in_thread
-from otad.transfer.source import Begin, Piece, StartOver, Waiting, backoff_s
+from otad.tls import DateError, client_context
+from otad.transfer.source import (
+    FLOWING_BYTES,
+    MISMATCHES_MAX,
+    PATIENCE,
+    Another,
+    Begin,
+    NoWay,
+    Piece,
+    Rate,
+    StartOver,
+    Waiting,
+    backoff_s,
+)
 from otad.transfer.url import UrlPolicy, etag_url, public_url
 from otad.units import format_duration
 
@@ -44,10 +60,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REDIRECTS_MAX = 3
-MISMATCHES_MAX = 2
-"""Answers per try that are of another object, or break a rule, before the server is taken at its word."""
-FLOWING_BYTES = 4096
-"""An answer that brought this much ends a series of failures; one byte per connection does not."""
 DRIP_BYTES_PER_S = 64
 DRIP_STALLS = 2
 """While it is waited for, the server must bring DRIP_BYTES_PER_S on the average of so many stall time-outs."""
@@ -92,7 +104,8 @@ class HttpSource:
 
     `url` gives the newest URL that the platform told; `fresh_url` asks it for another one, None while there is none to
     be had. A `local` source is what a person at the gateway ordered: any address, also plain http, and no platform to
-    ask for another.
+    ask for another. `floor`: see `tls.client_context`. With `another` it does not wait for long where there is another
+    way: see `source.NoWay`.
     """
 
     def __init__(
@@ -102,21 +115,24 @@ class HttpSource:
         fresh_url: Callable[[], Awaitable[str | None]] | None = None,
         *,
         local: bool = False,
+        floor: Callable[[], int] | None = None,
+        another: Another | None = None,
     ) -> None:
-        self._limits = limits
+        self._limits, self._floor, self._another = limits, floor, another
         self._newest_url, self._fresh_url = url, fresh_url
         self._told = self._url = url()
         self._policy = UrlPolicy(limits.allow_http or local, limits.allow_private_hosts or local)
         self._tls: ssl.SSLContext | None = None
-        self._free_at = 0.0  # time.monotonic() from when the rate limit lets the next bytes in
-        self._attempt = 0  # consecutive ones that brought nothing to speak of
+        self._rate = Rate(limits.rate_limit)
+        self._attempt = 0  # consecutive ones that brought nothing to speak of; -1: the one under way has
+        self._troubled = False  # the log says so, and has still to say that it is over
         self._mismatches = 0
         self._elsewhere: str | None = None  # the URL that was refused first since bytes flowed
         self._waits: Callable[[Waiting], None] = lambda _: None
 
     async def pieces(self, begin: Begin, waits: Callable[[Waiting], None]) -> AsyncGenerator[Piece, None]:
         """See `Source.pieces`. Fails only for what waiting cannot cure."""
-        self._waits = waits
+        self._waits, self._attempt = waits, 0
         # glibc learns from a large block coming back not to return each piece's memory to the kernel: without, a
         # transfer faults in up to 300 MB of pages, half as much CPU again. The block itself is never touched.
         bytes(4 << 20)
@@ -128,19 +144,22 @@ class HttpSource:
             begun_at = offset
             try:
                 async with self._answer(offset) as (response, here):
-                    etag, etag_at = _same_object(response, here, etag, etag_at)
+                    named = _same_object(response, here, etag, etag_at)
                     position = _judge(response, here, offset, begin.size)
                     first = True
-                    async for content in self._body(response):
-                        fresh = content[max(0, offset - position) : begin.size - position]
-                        position += len(content)
-                        offset += len(fresh)
-                        if offset - begun_at >= FLOWING_BYTES:
-                            self._flows(begun_at)
-                        yield Piece(fresh, len(content), first and bool(fresh), etag, etag_at)
-                        first = first and not fresh
-                        if offset == begin.size:
-                            return
+                    async with contextlib.aclosing(self._body(response)) as body:
+                        async for content in body:
+                            etag, etag_at = named  # only now are there bytes that go by this name
+                            fresh = content[max(0, offset - position) : begin.size - position]
+                            position += len(content)
+                            offset += len(fresh)
+                            if offset - begun_at >= FLOWING_BYTES:
+                                self._flows(begun_at)
+                            yield Piece(fresh, len(content), first and bool(fresh), etag, etag_at)
+                            first = first and not fresh
+                            if offset == begin.size:
+                                self._tls = None  # its roots are large, and a row of files has a source for each
+                                return
                 if offset - begun_at < FLOWING_BYTES:  # else a range given in parts: no reason to wait
                     raise _LaterError(f"{_host(here)} ended its answer early")
             except _LaterError as trouble:
@@ -250,44 +269,49 @@ class HttpSource:
         if self._tls is None:
             file = self._limits.ca_file
             try:
-                self._tls = await in_thread(ssl.create_default_context, cafile=str(file) if file else None)
+                self._tls = await in_thread(client_context, file=file, floor=self._floor)
             except OSError as error:
                 raise _LaterError(f"{file or 'the system roots'}: {error.strerror or error}") from error
-            self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
         return self._tls
 
     # ------------------------------------------------------------------------------------------ its body
 
-    async def _body(self, response: "aiohttp.ClientResponse") -> AsyncIterator[bytes]:
+    async def _body(self, response: "aiohttp.ClientResponse") -> AsyncGenerator[bytes, None]:
         """The body as it comes in, no faster than the rate limit; _LaterError if it only drips."""
         window_s = DRIP_STALLS * self._limits.stall_timeout_s
         waited, came = 0.0, 0
         asked_at = time.monotonic()
-        async for content, _ in response.content.iter_chunks():
-            now = time.monotonic()
-            waited, came = waited + now - asked_at, came + len(content)
-            if waited > window_s:
-                if came < waited * DRIP_BYTES_PER_S:
-                    raise _LaterError(f"{_host(str(response.url))}: only {came} bytes in {format_duration(waited)}")
-                waited, came = 0.0, 0
-            if content:  # aiohttp marks the end of a chunk, in chunked encoding, by an empty one
-                await self._keep_to_the_rate(len(content), now)
-                yield content
-            asked_at = time.monotonic()
-
-    async def _keep_to_the_rate(self, count: int, now: float) -> None:
-        if self._limits.rate_limit:
-            self._free_at = max(now, self._free_at) + count / self._limits.rate_limit
-            await asyncio.sleep(self._free_at - now)
+        patience = asyncio.timeout(window_s)  # what stands between two chunks may never end, and stalls nothing
+        try:
+            async with patience:
+                async for content, _ in response.content.iter_chunks():
+                    patience.reschedule(None)
+                    now = time.monotonic()
+                    waited, came = waited + now - asked_at, came + len(content)
+                    if waited > window_s:
+                        if came < waited * DRIP_BYTES_PER_S:
+                            raise _LaterError(f"{_host(str(response.url))}: {_only(came, waited)}")
+                        waited, came = 0.0, 0
+                    if content:  # aiohttp marks the end of a chunk, in chunked encoding, by an empty one
+                        await self._rate.keep(len(content))
+                        yield content
+                    asked_at = time.monotonic()
+                    patience.reschedule(asyncio.get_running_loop().time() + window_s)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise _LaterError(f"{_host(str(response.url))}: {_only(0, window_s)}") from error
 
     def _read_bytes(self) -> int:
         rate = self._limits.rate_limit
         return min(READ_BYTES, max(rate // 4, 4096)) if rate else READ_BYTES
 
     def _flows(self, offset: int) -> None:
-        if self._attempt:
+        if self._elsewhere not in (None, self._url):
+            log.info("%s: the fresh URL works; goes on after byte %d", public_url(self._url), offset)
+        elif self._troubled:
             log.info("%s: goes on after byte %d", public_url(self._url), offset)
-        self._attempt, self._elsewhere = 0, None
+        self._attempt, self._elsewhere, self._troubled = -1, None, False
 
     # ------------------------------------------------------------------------------------------ and if there is none
 
@@ -301,7 +325,9 @@ class HttpSource:
         second = self._elsewhere not in (None, self._url)
         if self._fresh_url is None or (trouble.final and second):
             raise UpdateError(Code.HTTP_STATUS, str(trouble)) from trouble
-        self._elsewhere = self._elsewhere or self._url
+        if self._elsewhere is None:
+            log.info("asked for a fresh URL: %s", trouble)
+            self._elsewhere, self._troubled = self._url, True
         self._waits(Waiting(f"a fresh URL: {trouble}"))
         self._believe_the_newest()
         refused, fresh = self._url, await self._fresh_url()
@@ -312,10 +338,14 @@ class HttpSource:
             await self._pause(str(trouble))
 
     async def _pause(self, reason: str, at_least_s: float = 0) -> None:
-        delay_s = max(backoff_s(self._attempt, self._limits.backoff_max_s), min(at_least_s, self._limits.backoff_max_s))
-        if self._attempt == 0:
+        longest_s = self._limits.backoff_max_s
+        delay_s = max(backoff_s(max(0, self._attempt), longest_s), min(at_least_s, longest_s))
+        if not self._troubled:
             log.warning("%s; again in %s", reason, format_duration(delay_s))
+            self._troubled = True
         self._attempt += 1
+        if self._attempt >= PATIENCE and self._another is not None and await self._another():
+            raise NoWay(reason)
         self._waits(Waiting(reason, time.time() + delay_s))
         await asyncio.sleep(delay_s)
 
@@ -324,6 +354,8 @@ class HttpSource:
         import aiohttp  # noqa: PLC0415
 
         match error:
+            case aiohttp.ClientConnectorCertificateError(certificate_error=DateError() as cause):
+                return f"its certificate is not accepted: {cause.verify_message}"
             case aiohttp.ClientConnectorCertificateError(certificate_error=ssl.SSLCertVerificationError() as cause):
                 clock = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
                 return f"its certificate is not accepted: {cause.verify_message} (the clock says {clock})"
@@ -412,12 +444,19 @@ def _as_it_stands(url: str) -> "yarl.URL":
     return yarl.URL(url, encoded=True)  # a signed URL does not survive normalisation
 
 
+def _only(came: int, waited_s: float) -> str:
+    return f"only {came} bytes in {format_duration(waited_s)}"
+
+
 def _host(url: str) -> str:
     return _clean(urlsplit(url).netloc.rpartition("@")[2]) or "the server"
 
 
 def _strerror(error: OSError) -> str:
-    return _clean(error.strerror or str(error) or type(error).__name__)
+    said = error.strerror or str(error) or type(error).__name__
+    if error.errno and said.startswith("Connect call failed"):  # asyncio's words for all that connect(2) says
+        said = os.strerror(error.errno)
+    return _clean(said)
 
 
 def _clean(text: str) -> str:

@@ -12,11 +12,13 @@ async def by_otad(url: str, slot: str, size: str, sha256: str, *overrides: str) 
     """`overrides`: NAME=VALUE of a Pace or a constant of otad.transfer.http."""
     import aiomqtt  # noqa: F401  # what the daemon holds all the time
 
+    from otad.cloud.off import Off
     from otad.config import DownloadSettings
     from otad.core import model
     from otad.durable import Place, RealDisk
     from otad.transfer import http
     from otad.transfer.download import Pace, download
+    from otad.transfer.sources import Sources
 
     class Places:
         async def open_slot(self, deployment: model.Deployment) -> Place:
@@ -38,7 +40,8 @@ async def by_otad(url: str, slot: str, size: str, sha256: str, *overrides: str) 
         model.DeploymentId("1"), notice, model.Phase.DOWNLOADING, model.Slot("a"), model.Slot("b"), 0, 3
     )
     began, cpu_before = time.perf_counter(), time.process_time()
-    source = http.HttpSource(DownloadSettings(), lambda: url, local=True)
+    limits = DownloadSettings(allow_http=True, allow_private_hosts=True)
+    source = Sources(limits, Off("", 0), lambda _: notice).of(deployment)
     await download(
         deployment, source, Places(), True, lambda _: None, lambda _: None, is_raw=lambda _: True, pace=Pace(**pace)
     )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything a web server may do to us, and what is on the medium afterwards."""
+"""Everything a web server may do to us: what is on the medium afterwards, what it cost, and what is told of it."""
 
 import asyncio
 import socket
 import struct
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from transfer_world import (
@@ -26,9 +27,12 @@ from transfer_world import (
 )
 
 from otad.core.model import PlaceKind
+from otad.core.step import step_for
 from otad.errors import Code, UpdateError
+from otad.transfer.http import HttpSource
 
 OTHER = bytes(len(IMAGE))
+MEMORY_BYTES_MAX = 16 << 20  # of the gateway and the server together
 FAR = 150_000  # bytes before a cut: beyond two checkpoints of the tests' pace
 
 
@@ -43,6 +47,7 @@ class Case:
     fresh: tuple[str, ...] = ()  # paths of the URLs that the platform tells when asked
     etag: str = '"one"'
     paths: list[str] | None = None
+    step: int = -2  # what the platform is told in the end
 
 
 async def reset(server: WebServer, request: Request, writer: asyncio.StreamWriter) -> None:
@@ -75,6 +80,42 @@ async def endless(server: WebServer, request: Request, writer: asyncio.StreamWri
         content = (IMAGE[at : at + 10_000]) or b"x" * 10_000
         writer.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
         await writer.drain()
+
+
+def for_ever(begin: bytes, more: bytes) -> Answer:
+    """As fast as it goes, until nobody listens any more."""
+
+    async def answer(server: WebServer, request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(begin)
+        while True:
+            writer.write(more * (64_000 // len(more)))
+            await writer.drain()
+
+    return answer
+
+
+def ranged(content_range: str) -> Answer:
+    return part(Content_Range=content_range)
+
+
+def chunked(*chunks: bytes) -> Answer:
+    """A whole answer whose body is these bytes, as they stand."""
+    return raw(head("200 OK", Transfer_Encoding="chunked") + b"".join(chunks))
+
+
+def chunk(content: bytes, extension: bytes = b"") -> bytes:
+    return f"{len(content):x}".encode() + extension + b"\r\n" + content + b"\r\n"
+
+
+def garbage(**headers: object) -> Answer:
+    """As many bytes as were asked for, under headers that are right but for these; and none of the image's."""
+
+    async def answer(server: WebServer, request: Request, writer: asyncio.StreamWriter) -> None:
+        total = len(server.content)
+        right = {"Content_Length": total, "Content_Range": f"bytes 0-{total - 1}/{total}"}
+        writer.write(head("206 Partial Content", **(right | headers)) + bytes(total))
+
+    return answer
 
 
 def etag(value: str) -> Answer:
@@ -172,23 +213,135 @@ CASES = [
     Case("announces_and_then_answers", [raw(b"HTTP/1.1 100 Continue\r\n\r\n")]),
     Case("sets_strange_cookies", [part(Set_Cookie='a="\\;;=\x01, b')]),
     Case("answers_nothing", [status("204 No Content", b""), status("304 Not Modified", b"")], says="204"),
+    # -- ranges
+    Case("gives_a_negative_range", [ranged("bytes -5-9/300007")], says="does not say which range"),
+    Case("gives_a_negative_total", [ranged("bytes 0-9/-300007")], says="does not say which range"),
+    Case("gives_a_huge_range", [ranged(f"bytes 0-{'9' * 30}/{'9' * 30}")], says="does not say which range"),
+    Case("gives_a_huge_start", [ranged("bytes 999999999999999999-999999999999999999/300007")], says="instead of 0"),
+    Case("gives_a_huge_total", [ranged("bytes 0-300006/999999999999999999")], starts=[0, 0], says="the notice says"),
+    Case("gives_a_total_of_nothing", [ranged("bytes 0-300006/0")] * 9, Code.CONTENT, says="has 0 bytes"),
+    Case("gives_a_range_backwards", [ranged("bytes 300006-0/300007")], says="begins at byte 300006"),
+    Case("counts_in_other_units", [ranged("octets 0-300006/300007")], says="does not say which range"),
+    Case("counts_in_other_digits", [ranged("bytes ０-9/300007")], says="does not say which range"),
+    Case("gives_two_ranges_in_one", [ranged("bytes 0-9/300007, 0-9/300007")], says="does not say which range"),
+    Case("gives_the_range_in_capitals", [ranged("BYTES  0-300006/300007")], starts=[0]),
+    Case("begins_one_byte_too_late", [CUT, ranged(f"bytes {FAR + 1}-300006/300007")], says=f"instead of {FAR}"),
+    Case("has_another_total_in_the_middle", [CUT, ranged(f"bytes {FAR}-9/300008")], starts=[0, FAR, 0], resumed=0),
+    Case("knows_the_total_and_no_range", [status("416 No", Content_Range="bytes */300007")] * 4, starts=[0] * 5),
+    Case("has_another_total_and_no_range", [status("416 No", Content_Range="bytes */1")] * 9, Code.CONTENT, [0] * 3),
+    Case("sends_many_ranges_as_one", [garbage(Content_Type="multipart/byteranges; boundary=x")], Code.DIGEST, step=-3),
+    Case("sends_other_bytes_of_the_right_number", [garbage()], Code.DIGEST, [0], step=-3),
+    # -- lengths
+    Case("has_a_length_with_a_sign", [whole(Content_Length="+300007")], says="not HTTP"),
+    Case("has_a_length_with_letters", [whole(Content_Length="0x493E7")], says="not HTTP"),
+    Case("has_a_huge_length", [whole(Content_Length="9" * 30)], says="not HTTP"),
+    Case("has_a_length_beyond_all_media", [whole(Content_Length="9" * 18)], says="the notice says"),
+    Case("has_two_lengths_in_one", [whole(Content_Length="300007, 300007")], says="not HTTP"),
+    Case("has_no_length_at_all", [whole(Content_Length="")]),
+    Case("has_a_length_of_nothing", [whole(content=b"")] * 9, Code.CONTENT, [0] * 3, says="has 0 bytes"),
+    Case(
+        "promises_a_range_and_sends_nothing", [part(0, Content_Length=0)] * 3, starts=[0] * 4, says="ended its answer"
+    ),
+    Case("sends_another_answer_behind", [whole(content=IMAGE + head("200 OK") + OTHER, Content_Length=len(IMAGE))]),
+    # -- chunks
+    Case("has_a_chunk_of_a_huge_size", [chunked(b"FFFFFFFFFFFFFFFFF\r\n", IMAGE)]),
+    Case("has_a_chunk_of_a_negative_size", [chunked(b"-5\r\n", IMAGE)]),
+    Case("has_a_chunk_without_a_size", [chunked(b"\r\n", IMAGE)]),
+    Case("has_a_long_word_about_a_chunk", [chunked(chunk(IMAGE, b";x=" + b"y" * 100_000))]),
+    Case("forgets_the_last_chunk", [chunked(chunk(IMAGE))]),
+    Case("has_a_chunk_that_is_too_short", [chunked(b"ffff\r\n", IMAGE[:100])], resumed=1),
+    Case(
+        "talks_for_ever_about_a_chunk",
+        [for_ever(head("200 OK", Transfer_Encoding="chunked") + b"5;", b"x")],
+        says="only 0 bytes in",
+    ),
+    Case(
+        "talks_for_ever_about_a_later_chunk",
+        [for_ever(head("200 OK", Transfer_Encoding="chunked") + chunk(IMAGE[:FAR]) + b"5;", b"x")],
+        resumed=1,
+        says="only 0 bytes in",
+    ),
+    Case("sends_trailers_for_ever", [for_ever(head("200 OK", Transfer_Encoding="chunked") + b"0\r\n", b"X: y\r\n")]),
+    Case("sends_empty_chunks_of_many_bytes", [chunked(*[chunk(IMAGE[at : at + 1]) for at in range(5000)])]),
+    Case("encodes_the_transfer", [part(Transfer_Encoding="gzip", Content_Length=None)]),
+    # -- encodings
+    Case("encodes_in_capitals", [part(Content_Encoding="GZIP")], says="encoded"),
+    Case("encodes_twice", [part(Content_Encoding="identity, gzip")], says="encoded"),
+    Case("encodes_in_a_way_unheard_of", [whole(Content_Encoding="x-secret")] * 9, Code.CONTENT, [0] * 3),
+    Case("encodes_in_no_way", [whole(Content_Encoding="")], starts=[0]),
+    # -- redirects
+    Case("moves_without_saying_where", [status(f"{c} Moved") for c in (301, 303, 307, 308)], starts=[0] * 5),
+    Case("moves_to_a_long_url", [moved("/" + "x" * 5000)] * 9, Code.URL, [0] * 3, says="not a URL of at most 4096"),
+    Case("moves_to_an_endless_url", [for_ever(b"HTTP/1.1 302 Found\r\nLocation: /", b"x")], says="not HTTP"),
+    Case("moves_into_a_script", [moved("javascript:alert(1)")] * 9, Code.URL, [0] * 3, says="scheme"),
+    Case("moves_to_nobody", [moved("http://127.0.0.1:1/x")], says="127.0.0.1:1: no connection"),
+    Case("moves_to_port_0", [moved("http://127.0.0.1:0/x")] * 9, Code.URL, [0] * 3, says="host and port"),
+    Case("moves_to_two_hosts", [moved("http://127.0.0.1\\@example.org/")] * 9, Code.URL, [0] * 3),
+    Case("moves_to_a_url_with_spaces", [moved("http://127.0.0.1/a b")] * 9, Code.URL, [0] * 3),
+    Case("moves_and_says_no", [moved("/gone"), status("404 Not Found")] * 9, Code.HTTP_STATUS, fresh=("/b",)),
+    # -- what may come before an answer
+    Case(
+        "greets_many_times_and_answers", [raw(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 5000 + head("503 No"))]
+    ),
+    Case("greets_for_ever", [for_ever(b"", b"HTTP/1.1 100 Continue\r\n\r\n")], says="no answer in time"),
+    Case("wants_to_talk_otherwise", [status("101 Switching Protocols", b"", Upgrade="h2c", Connection="Upgrade")]),
+    Case("has_headers_without_end", [for_ever(b"HTTP/1.1 206 OK\r\n", b"X-Y: z\r\n")], says="not HTTP"),
+    Case("has_a_header_without_end", [for_ever(b"HTTP/1.1 206 OK\r\nX: ", b"y")], says="not HTTP"),
+    Case("has_a_status_line_without_end", [for_ever(b"HTTP/1.1 206 ", b"O")], says="not HTTP"),
+    Case("has_a_thousand_cookies", [part(**{f"X_{n}": "y" for n in range(1000)})], says="not HTTP"),
+    Case("breaks_a_header", [raw(b"HTTP/1.1 206 OK\r\nno colon here\r\n\r\n")], says="not HTTP"),
+    Case("hides_a_zero_in_a_header", [part(X_Y="a\0b")], says="not HTTP"),
+    Case("speaks_another_version", [raw(b"HTTP/9.9 200 OK\r\n\r\n"), raw(b"ICY 200 OK\r\n\r\n")], says="not HTTP"),
+    Case(
+        "has_a_status_of_letters", [raw(b"HTTP/1.1 2x0 OK\r\n\r\n"), raw(b"HTTP/1.1 -206 OK\r\n\r\n")], says="not HTTP"
+    ),
+    Case("ends_its_lines_otherwise", [raw(b"HTTP/1.1 503 No\nContent-Length: 0\n\n")]),
+    # -- what else there is to say no with
+    Case("wants_the_request_otherwise", [status("412 No"), status("417 No")], Code.HTTP_STATUS, fresh=("/b",)),
+    Case("wants_money", [status("402 Payment Required")] * 2, Code.HTTP_STATUS, fresh=("/b",), says="402"),
+    Case("may_not_say_why", [status("451 Unavailable")] * 2, Code.HTTP_STATUS, fresh=("/b",), says="451"),
+    Case("is_a_teapot_for_a_while", [status("418 I'm a teapot")], fresh=("/b",), paths=["/ota/image.bin", "/b"]),
+    Case("lets_nobody_into_its_network", [status("511 Network Authentication Required"), status("599 No")], says="511"),
+    Case("resets_the_content", [status("205 Reset Content", b""), status("203 Hm"), status("207 Hm")], says="205"),
+    Case("offers_a_choice", [status("300 Multiple Choices"), status("305 Use Proxy"), status("306 No")], says="300"),
+    Case("says_no_with_an_endless_page", [for_ever(head("403 Forbidden"), b"<p>no</p>")], fresh=("/b",), says="403"),
+    Case("says_no_in_strange_letters", [raw(b"HTTP/1.1 503 \x1b[2J\xff\xfe\r\nContent-Length: 0\r\n\r\n")]),
     Case("answers_with_a_strange_number", [status("299 Hm"), status("600 What", b""), status("999 What")]),
 ]
+
+
+def resident_bytes() -> int:
+    """What this process, server and gateway, holds in memory. The peak is counted from here on, see proc(5)."""
+    import aiohttp  # noqa: F401  # what a first download brings in is not what a server has done
+
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def peak_bytes() -> int:
+    return _memory("VmHWM")
+
+
+def _memory(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_server_that(case: Case, server: WebServer, gateway: Gateway) -> None:
     server.answers, server.etag = list(case.answers), case.etag
     source = http_source(server, fresh=tuple(server.url(path) for path in case.fresh))
-    failure = None
+    failure, resident = None, resident_bytes()
     try:
         place = await asyncio.wait_for(gateway.download(source), 20)
     except UpdateError as error:
         failure = error.failure
 
+    assert peak_bytes() - resident <= MEMORY_BYTES_MAX
     slot = gateway.places.slot.read_bytes()
     assert slot[len(IMAGE) :] == BEHIND
     assert "secret" not in gateway.waited_for + str(failure)
+    assert gateway.waited_for.replace("\n", "").isprintable()
     if case.fails is None:
         assert failure is None
         assert place == PlaceKind.SLOT
@@ -197,8 +350,13 @@ async def test_server_that(case: Case, server: WebServer, gateway: Gateway) -> N
         assert gateway.deployment.joined == (gateway.deployment.resumed > 0)
     else:
         assert failure is not None
-        assert failure.code == case.fails
-        assert gateway.deployment.checkpoint < len(IMAGE)
+        assert (failure.code, step_for(failure)) == (case.fails, case.step)
+        if case.fails == Code.DIGEST:
+            assert slot[: len(IMAGE)] == OTHER
+        else:
+            came = next((at for at, (is_, of) in enumerate(zip(slot, IMAGE, strict=False)) if is_ != of), len(IMAGE))
+            assert slot[came : len(IMAGE)] == b"\xee" * (len(IMAGE) - came)
+            assert gateway.deployment.checkpoint <= came < len(IMAGE)
     if case.starts is not None:
         assert server.starts == case.starts
     if case.resumed is not None:
@@ -220,6 +378,49 @@ async def test_server_that_drips_its_head(server: WebServer, gateway: Gateway) -
 
     assert "no answer in time" in gateway.waited_for
     assert gateway.places.slot.read_bytes() == IMAGE + BEHIND
+
+
+PRIVATE = [
+    "http://192.168.0.1/x",
+    "http://10.0.0.1/x",
+    "http://127.0.0.1/x",
+    "http://127.1/x",
+    "http://2130706433/x",
+    "http://0x7f.1/x",
+    "http://0/x",
+    "http://169.254.169.254/latest/meta-data/",
+    "http://[::1]/x",
+    "http://[::ffff:10.0.0.1]/x",
+    "http://[fe80::1]/x",
+    "http://[64:ff9b::a00:1]/x",
+    "http://localhost/x",
+    "http://sub.localhost./x",
+    "//10.0.0.1/x",
+]
+
+
+@pytest.mark.parametrize("target", PRIVATE)
+async def test_server_that_leads_into_our_network(target: str, server: WebServer, gateway: Gateway) -> None:
+    """It is asked by way of a proxy, so that it can have a public name; and the proxy is never asked for the other."""
+    limits = replace(QUICK, allow_private_hosts=False, proxy=f"http://127.0.0.1:{server.port}")
+    server.answers = [moved(target)] * 9
+
+    with pytest.raises(UpdateError) as caught:
+        await asyncio.wait_for(gateway.download(HttpSource(limits, lambda: "http://packages.example/image.bin")), 20)
+
+    assert (caught.value.failure.code, step_for(caught.value.failure)) == (Code.URL, -2)
+    assert set(server.paths) == {"http://packages.example/image.bin"}
+    assert gateway.checkpoints == []
+
+
+async def test_an_object_of_which_nothing_came_has_not_changed(server: WebServer, gateway: Gateway) -> None:
+    """Machines behind one name give their own ETags: one that gave no byte does not make the next another object."""
+    server.answers = [part(0, ETag=f'"{n}"') for n in range(9)]
+
+    await asyncio.wait_for(gateway.download(http_source(server)), 20)
+
+    assert "has changed" not in gateway.waited_for
+    assert gateway.deployment.etag == '"one"'
 
 
 async def test_etags_of_two_hosts_are_not_compared(server: WebServer, gateway: Gateway) -> None:

@@ -1,30 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the transfer's tests share: a web server that misbehaves as told, a slot in a file, and a watched download."""
+"""What the transfer's tests share: a web server and a platform that misbehave as told, a slot in a file, and a watched
+download.
+"""
 
 import asyncio
 import hashlib
 import random
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from otad.cloud.cloud import Answer as Offering
+from otad.cloud.cloud import Block, BlockError, Offered, OfflineError
+from otad.cloud.off import Off
 from otad.config import DownloadSettings
 from otad.core.model import (
     DEFAULT_MODULE,
+    Artifact,
     Deployment,
     DeploymentId,
     Digest,
     DigestMethod,
     Identity,
+    ModuleName,
     Notice,
     Phase,
     PlaceKind,
     Slot,
+    Stream,
 )
 from otad.durable import Place, RealDisk
 from otad.telemetry import Progress
+from otad.transfer.blocks import BlockSource
 from otad.transfer.download import Checkpoint, Pace, download
 from otad.transfer.http import HttpSource
 from otad.transfer.source import Source
@@ -51,9 +60,10 @@ Answer = Callable[["WebServer", Request, asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class WebServer:
-    """Answers each request with the next of `answers`, then for ever properly."""
+    """Answers each request with the next of `answers`, then for ever properly. `files`: other contents by path."""
 
     content: bytes = IMAGE
+    files: dict[str, bytes] = field(default_factory=dict)
     etag: str = '"one"'
     answers: list[Answer] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -64,6 +74,13 @@ class WebServer:
     @property
     def starts(self) -> list[int]:
         return [request.start for request in self.requests]
+
+    @property
+    def paths(self) -> list[str]:
+        return [request.path.partition("?")[0] for request in self.requests]
+
+    def content_of(self, request: Request) -> bytes:
+        return self.files.get(request.path.partition("?")[0], self.content)
 
     def url(self, path: str = "/ota/image.bin", host: str = "127.0.0.1") -> str:
         scheme = "https" if self.tls else "http"
@@ -99,7 +116,8 @@ def part(count: int | None = None, **changed: object) -> Answer:
     """206 for what was asked, ended after `count` bytes; headers may be changed, or left out by None."""
 
     async def answer(server: WebServer, request: Request, writer: asyncio.StreamWriter) -> None:
-        total, start = len(server.content), max(request.start, 0)
+        content, start = server.content_of(request), max(request.start, 0)
+        total = len(content)
         headers: dict[str, object] = {
             "Content_Length": total - start,
             "Content_Range": f"bytes {start}-{total - 1}/{total}",
@@ -107,7 +125,7 @@ def part(count: int | None = None, **changed: object) -> Answer:
             **changed,
         }
         writer.write(head("206 Partial Content", **{k: v for k, v in headers.items() if v is not None}))
-        writer.write(server.content[start:] if count is None else server.content[start : start + count])
+        writer.write(content[start:] if count is None else content[start : start + count])
 
     return answer
 
@@ -116,7 +134,7 @@ def whole(count: int | None = None, content: bytes | None = None, **changed: obj
     """200 with everything, whatever was asked, ended after `count` bytes."""
 
     async def answer(server: WebServer, request: Request, writer: asyncio.StreamWriter) -> None:
-        body = server.content if content is None else content
+        body = server.content_of(request) if content is None else content
         headers: dict[str, object] = {"Content_Length": len(body), "ETag": server.etag, **changed}
         writer.write(head("200 OK", **{k: v for k, v in headers.items() if v is not None}))
         writer.write(body if count is None else body[:count])
@@ -251,3 +269,141 @@ def http_source(server: WebServer, limits: DownloadSettings = QUICK, fresh: tupl
         return told.pop(0) if told else None
 
     return HttpSource(limits, server.url, fresh_url)
+
+
+BlockAnswer = Callable[["Platform", int, int], Awaitable[Block]]
+"""What the platform makes of a question for a block: from which byte on, and how many at most."""
+
+
+@dataclass
+class Platform(Off):
+    """A platform with a session to it: gives blocks for the newest numbers, and an offer for whoever asks.
+
+    Each question for a block has the next of `answers`, then for ever what is right.
+    """
+
+    content: bytes = IMAGE
+    answers: list[BlockAnswer] = field(default_factory=list)
+    asked: list[tuple[int, int]] = field(default_factory=list)  # for blocks: from which byte on, how many
+    streams: list[Stream] = field(default_factory=list)
+    valid: Stream = field(default_factory=lambda: Stream(100, 1))
+    offers: list[Offering | None] = field(default_factory=list)  # in turn; the last one stays
+    gets: int = 0  # times it was asked what it offers
+    block_bytes_max: int = 131072
+    in_flight: int = 0
+    connection: int = 1
+    online: bool = True
+    _connected: asyncio.Event = field(default_factory=asyncio.Event)  # replaced by each connection
+
+    def __post_init__(self) -> None:
+        super().__init__("", 0)
+
+    def connect(self) -> None:
+        self.connection, self.online = self.connection + 1, True
+        self._connected.set()
+        self._connected = asyncio.Event()
+
+    async def connected(self, after: int) -> int:
+        while not self.online or self.connection <= after:
+            await self._connected.wait()
+        return self.connection
+
+    async def ask(self, module: ModuleName, timeout_s: float = 10) -> Offering | None:
+        if not self.online:
+            raise OfflineError("the network is unreachable")
+        self.gets += 1
+        if not self.offers:
+            return None
+        return self.offers.pop(0) if len(self.offers) > 1 else self.offers[0]
+
+    async def block(self, stream: Stream, offset: int, size: int) -> Block:
+        self.in_flight += 1
+        assert self.in_flight == 1
+        assert 1 <= size <= 131072
+        assert size >= 256 or offset + size == len(self.content)
+        try:
+            if not self.online:
+                raise OfflineError("the network is unreachable")
+            self.asked.append((offset, size))
+            self.streams.append(stream)
+            answer = self.answers.pop(0) if self.answers else right
+            if stream != self.valid and answer is right:
+                answer = refused
+            await asyncio.sleep(0)
+            return await answer(self, offset, size)
+        finally:
+            self.in_flight -= 1
+
+
+async def right(platform: Platform, offset: int, size: int) -> Block:
+    if size > platform.block_bytes_max:
+        raise BlockError("460: block too large", refused=True)
+    return Block(platform.content[offset : offset + size], len(platform.content))
+
+
+async def damaged(platform: Platform, offset: int, size: int) -> Block:
+    raise BlockError("is damaged")
+
+
+async def late(platform: Platform, offset: int, size: int) -> Block:
+    raise BlockError("none within 10 s")
+
+
+async def refused(platform: Platform, offset: int, size: int) -> Block:
+    raise BlockError("code 500: file not found", refused=True)
+
+
+async def lost(platform: Platform, offset: int, size: int) -> Block:
+    raise OfflineError("closed by the platform")
+
+
+def of_another(total: int) -> BlockAnswer:
+    async def answer(platform: Platform, offset: int, size: int) -> Block:
+        return Block(bytes(size), total)
+
+    return answer
+
+
+def bytes_of(count: int) -> BlockAnswer:
+    """So many bytes, whatever was asked for."""
+
+    async def answer(platform: Platform, offset: int, size: int) -> Block:
+        return Block((platform.content[offset:] + bytes(count))[:count], len(platform.content))
+
+    return answer
+
+
+def block_source(platform: Platform, limits: DownloadSettings = QUICK) -> BlockSource:
+    """A source whose fresh notices bring the numbers that are valid by then."""
+    known = [platform.valid]
+
+    async def fresh() -> bool:
+        platform.gets += 1
+        before, known[0] = known[0], platform.valid
+        return before != known[0]
+
+    return BlockSource(
+        lambda offset, size: platform.block(known[0], offset, size),
+        fresh,
+        limits,
+        online=lambda: platform.connected(platform.connection),
+    )
+
+
+def offered(deployment: Deployment, **changed: object) -> Offered:
+    """The deployment's package again, with a fresh URL or stream."""
+    return Offered(replace(deployment.notice, **changed), "get:1")  # type: ignore[arg-type]
+
+
+def package_of(
+    contents: Sequence[bytes], method: DigestMethod = DigestMethod.SHA256, url: Callable[[str], str] = str
+) -> Deployment:
+    """A deployment of several files, "file 0" and so on, at /0 and so on."""
+    files = tuple(
+        Artifact(f"file {k}", len(content), Digest(method, hashlib.new(method, content).hexdigest()), url(f"/{k}"))
+        for k, content in enumerate(contents)
+    )
+    deployment = deployment_of(b"".join(contents), method)
+    digest = Digest(DigestMethod.SHA256, hashlib.sha256(b"of all their digests").hexdigest())
+    identity = replace(deployment.notice.identity, digest=digest)
+    return replace(deployment, notice=Notice(identity, "", files=files))
