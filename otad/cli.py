@@ -71,6 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _abandon_output()  # whoever read it has gone
         return Exit.FAILED
+    except OSError as error:
+        if error.filename is not None:
+            raise  # of a file; what remains is our output
+        _abandon_output()
+        _say_error(f"output: {error.strerror}", "it could not be written")
+        return Exit.FAILED
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
 
@@ -145,33 +151,59 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", arguments.version):
-        _usage(f"--version {arguments.version}: not a version", "1 to 64 characters of A-Z a-z 0-9 . _ -")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", arguments.module):
-        _usage(f"--module {arguments.module}: not a module", "1 to 64 characters of A-Z a-z 0-9 . _ -")
+    for name in ("version", "module"):
+        value = getattr(arguments, name)
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+            _usage(f"--{name} {value}: not a {name}", "1 to 64 characters of A-Z a-z 0-9 . _ -")
     sha256 = arguments.sha256.lower() if arguments.sha256 is not None else None
     if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256):
         _usage(f"--sha256 {arguments.sha256}: not a digest", "64 hexadecimal digits, as sha256sum prints them")
     url, size = arguments.package, None
+    version, module = arguments.version, arguments.module
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", url):
         if scheme[1].lower() not in ("http", "https"):
             _usage(f"{url}: not something to install from", "give a file, or an http:// or https:// URL")
         if sha256 is None:
             hint = "nothing unproven is booted: give the digest that the package's maker gives, or fetch the file first"
             _usage("--sha256 is missing, and a URL needs it", hint)
+        if version is None:
+            _usage("--version is missing, and a URL needs it", "give the version that the package brings")
     else:
         file = Path(os.path.abspath(url))
         url = file.as_uri()
+        if version is None or module is None:
+            version, module = _as_the_manifest_says(file, version, module)
         sha256, size = _proof(file, sha256)
     return _order(
         arguments,
         "Install",
         url=url,
-        version=arguments.version,
-        module=arguments.module,
+        version=version,
+        module=module or "default",
         sha256=sha256,
         size=size,
     )
+
+
+def _as_the_manifest_says(file: Path, version: str | None, module: str | None) -> tuple[str, str | None]:
+    """Version and module of an archive that says them itself; what was given on the command line goes first."""
+    from otad.errors import UpdateError
+    from otad.installers.manifest import read_manifest
+
+    try:
+        manifest = read_manifest(file)
+    except OSError as error:
+        _usage(f"{file}: {error.strerror}", "give a package, or its URL")
+    except UpdateError as error:
+        _usage(str(error), "give --version and --module, or put the archive's manifest.json right")
+    if manifest is None and version is None:
+        _usage(
+            f"--version is missing, and {file.name} has no manifest.json", "give the version that the package brings"
+        )
+    if manifest is None:
+        assert version is not None
+        return version, module
+    return version or manifest.version, module or manifest.module
 
 
 def _proof(file: Path, sha256: str | None) -> tuple[str, int]:
@@ -471,8 +503,8 @@ def _parser() -> argparse.ArgumentParser:
     add("check", "ask the platform now", _check)
     install = add("install", "upgrade from a local file or any URL", _install)
     install.add_argument("package", metavar="FILE_OR_URL")
-    install.add_argument("--version", required=True, metavar="V", help="the version that the package brings")
-    install.add_argument("--module", default="default", metavar="M", help="what it upgrades (default: %(default)s)")
+    install.add_argument("--version", metavar="V", help="the version it brings; else as its manifest.json says")
+    install.add_argument("--module", metavar="M", help="what it upgrades; else as its manifest.json says, or default")
     install.add_argument("--sha256", metavar="HEX", help="its digest; needed for a URL, computed for a file")
     add("cancel", "end the current deployment and refuse its package", _cancel)
     add("retry", "lift the refusal of packages", _retry)

@@ -57,7 +57,7 @@ class Registration(StrEnum):
     """How a device that has only its product's secret gets one of its own."""
 
     MQTT = "mqtt"  # registered with the platform beforehand: a device secret
-    MQTT_TOKEN = "mqtt-token"  # not registered beforehand: a client id and a token
+    MQTT_TOKEN = "mqtt-token"  # noqa: S105  # not registered beforehand: a client id and a token
     HTTPS = "https"  # as mqtt, by another way
 
 
@@ -269,6 +269,19 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """A program and its arguments. A program with a slash in its name is a path, any other is looked for in PATH."""
+
+    says: str = 'a list of program and arguments, such as ["systemctl", "reboot"]'
+
+    def parse(self, value: object, base: Path) -> tuple[str, ...]:
+        words = Words(r"[^\x00-\x1f\x7f]{1,4095}", self.says).parse(value, base)
+        if words and "/" in words[0]:
+            return (str(base / words[0]), *words[1:])
+        return words
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
     """Where the version of a module is read."""
 
@@ -327,7 +340,7 @@ def _key(kind: Kind, default: Default, why: str, **more: Any) -> Any:
 
 # systemctl must not take a unit, nor a program its first argument, for an option; nobody means a control character.
 _UNITS = Words(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,254}", "a list of systemd units, such as app.service")
-_COMMAND = Words(r"[^\x00-\x1f\x7f]{1,4095}", 'a list of program and arguments, such as ["systemctl", "reboot"]')
+_COMMAND = Command()
 _SECRET = Text(r"[!-~]([ -~]{0,4094}[!-~])?", "printable ASCII of at most 4096 characters")
 _HOST = Text(
     r"(?=.{1,253}\Z)([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|(?=.*:.*:)[0-9A-Fa-f:.]+(%[\w.-]{1,15})?)",
@@ -338,6 +351,7 @@ _HOST_PORT = Text(
 )
 _PROXY = Text(r"https?://[!-.0-~]{1,1000}/?", "http://HOST:PORT")
 _NAME_32 = Text(r"[A-Za-z0-9._-]{1,32}", "1 to 32 characters of A-Z a-z 0-9 . _ -")
+_LINK = Text(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}", "a file name: 1 to 64 characters of A-Z a-z 0-9 . _ -")
 _NAME_64 = Text(r"[A-Za-z0-9._-]{1,64}", "1 to 64 characters of A-Z a-z 0-9 . _ -")
 
 
@@ -444,7 +458,7 @@ class Module:
     directory: Path | None = _key(
         File(), "", "files only, and needed there: holds a directory for each version, and the link to the current one"
     )
-    link: str = _key(_NAME_64, "current", "files only: the link's name in directory")
+    link: str = _key(_LINK, "current", "files only: the link's name in directory")
     command: tuple[str, ...] = _key(
         _COMMAND,
         [],
@@ -831,6 +845,9 @@ class _Reading:
             self._is_wrong(f"mqtt.{name}") for name in ("host", "instance", "region")
         ):
             self._add("mqtt", f"one of {_ENDPOINTS} is needed", 'write for example instance = "iot-060a70tq"')
+        if mqtt.region and not (mqtt.host or mqtt.instance or device.product_key or self._is_wrong("device")):
+            hint = "set device.product_key too, or mqtt.host"
+            self._add("mqtt.region", "not enough: the end point's name begins with the product key", hint)
         own = f"{device.product_key}.{device.device_name}"
         if not device.client_id and len(own) > 64 and not self._is_wrong("device.client_id"):
             text = f"missing: product_key and device_name make an id of {len(own)} characters, and 64 is the limit"

@@ -113,7 +113,8 @@ def _phase_words(deployment: Deployment) -> str:
 
 
 def _tell_end(ended: Ended) -> None:
-    level = logging.INFO if ended.outcome in (Outcome.SUCCEEDED, Outcome.SUPERSEDED) else logging.ERROR
+    wanted = ended.outcome in (Outcome.SUCCEEDED, Outcome.SUPERSEDED, Outcome.CANCELED)
+    level = logging.INFO if wanted else logging.ERROR
     log.log(
         level,
         "%s: %s after %s%s",

@@ -53,6 +53,8 @@ EVIDENCE_PAUSE_S = 5.0
 """A version that cannot be read just now may be the last word of an upgrade: it is tried again."""
 PROGRESS_PERCENT = 5
 PROGRESS_S = 5.0
+INFORM_S = 5.0
+"""A platform that offers what runs with every inform it gets would be answered without an end, as fast as it goes."""
 SILENCE_S = 600.0
 """A wait of this long repeats the step and says what is waited for."""
 
@@ -77,18 +79,26 @@ def progress_step(deployment: Deployment, progress: Progress | None) -> int | No
     return 1 + 89 * deployment.peak // max(1, size)
 
 
-def silent_modules(state: State, system: ModuleName) -> frozenset[ModuleName]:
+def silent_modules(state: State, system: ModuleName | None) -> frozenset[ModuleName]:
     """Modules whose version is not to be told now: their deployment is confirming or rolling back.
 
     Nor is that of `system`, the one that the slots are, when what is booted is none of them, or was refused: told, it
     would end a job as done.
     """
     deployment, board = state.deployment, state.board
-    if board is None or board.booted is None or board.booted in state.tainted:
-        return frozenset({system})
-    if deployment is None or deployment.phase not in (Phase.CONFIRMING, Phase.ROLLING_BACK):
-        return frozenset()
-    return frozenset({deployment.notice.identity.module})
+    silent: set[ModuleName] = set()
+    if system is not None and (board is None or board.booted is None or board.booted in state.tainted):
+        silent.add(system)
+    elif deployment is not None and _is_unproven(deployment):
+        silent.add(deployment.notice.identity.module)
+    return frozenset(silent)
+
+
+def _is_unproven(deployment: Deployment) -> bool:
+    """What evidence shows now may be gone again soon. In place it shows already while the switch is being made."""
+    if deployment.in_place:
+        return deployment.switched
+    return deployment.phase in (Phase.CONFIRMING, Phase.ROLLING_BACK)
 
 
 class Reporter:
@@ -99,13 +109,13 @@ class Reporter:
         cloud: Cloud,
         coordinator: Coordinator,
         modules: Mapping[ModuleName, Callable[[], Awaitable[Evidence]]],
-        system: ModuleName,
+        system: ModuleName | None,
         telemetry: Telemetry,
         offers_taken: Callable[[], Awaitable[None]],
         ask_interval_s: float,
     ) -> None:
         """`modules` reads each module's running version, in the order in which they are informed; `system` is the one
-        that the slots are; `offers_taken` returns when the state knows of all offers heard so far."""
+        that the slots are, if any; `offers_taken` returns when the state knows of all offers heard so far."""
         self._cloud = cloud
         self._coordinator = coordinator
         self._modules = modules
@@ -155,7 +165,7 @@ class Reporter:
             changed = asyncio.ensure_future(self._telemetry.changed())
             try:
                 if not await self._tell_next(connection):
-                    await asyncio.wait([changed], timeout=self._patience_s())
+                    await asyncio.wait([changed], timeout=self._patience_s(connection))
             finally:
                 changed.cancel()
 
@@ -184,7 +194,8 @@ class Reporter:
             case Step():
                 return connection.asked or report.serial not in connection.kept
             case Inform():
-                return report.module not in silent_modules(state, self._system)
+                is_due = self._clock() >= connection.informs_at.get(report.module, 0.0)
+                return is_due and report.module not in silent_modules(state, self._system)
 
     async def _ask(self, connection: "_Connection", *, patient: bool) -> None:
         """Ask what is offered for each module. The answers also go where unasked offers go.
@@ -213,8 +224,10 @@ class Reporter:
         match report:
             case Inform():
                 connection.informed.add(report.module)
+                connection.informs_at[report.module] = self._clock() + INFORM_S
                 await self._inform(report.module)
             case Step():
+                connection.informs_at.pop(report.module, None)  # what it is the outcome of changed the version
                 why_not = await self._why_not(report)
                 if why_not:
                     extra = {"OTAD_MODULE": report.module, "MESSAGE_ID": ids.REPORT_DROPPED}
@@ -288,10 +301,11 @@ class Reporter:
             return "still at it"
         return short(f"waits for {progress.waits_for}")
 
-    def _patience_s(self) -> float:
+    def _patience_s(self, connection: "_Connection") -> float:
         """How long nothing can become due without a change."""
         now = self._clock()
-        until = [(self.asks_at if self.asks_at is not None else now + PROGRESS_S) - now, SILENCE_S]
+        informs = [at - now for at in connection.informs_at.values()]
+        until = [(self.asks_at if self.asks_at is not None else now + PROGRESS_S) - now, SILENCE_S, *informs]
         deployment = self._coordinator.state.deployment
         if deployment is not None:
             until.append(self._told_at + PROGRESS_S - now)
@@ -308,3 +322,4 @@ class _Connection:
     ended: Ended | None  # the last deployment that had ended when the platform was asked
     asked: bool = False
     informed: set[ModuleName] = field(default_factory=set[ModuleName])
+    informs_at: dict[ModuleName, float] = field(default_factory=dict[ModuleName, float])  # not again before, loop time

@@ -7,7 +7,7 @@ clock times in `next` are the gateway's own, and absolute, so that a status only
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from typing import assert_never
 
@@ -48,7 +48,9 @@ class Situation:
     session: SessionView
     board: Board | None  # the boot loader's store as it is now; None where it cannot be read
     slots: Mapping[Slot, SlotFacts]  # in the order of the configuration
-    versions: Mapping[ModuleName, str | None]  # by evidence; the module that the slots are comes first
+    versions: Mapping[ModuleName, str | None]  # by evidence
+    system: ModuleName | None = None  # the module that the slots are
+    waiting: Mapping[ModuleName, str] = field(default_factory=dict[ModuleName, str])  # versions offered and not begun
     progress: Progress | None = None
     asks_at: float | None = None  # when the platform is asked next without a notice
     problems: tuple[str, ...] = ()
@@ -73,6 +75,7 @@ def document(situation: Situation) -> dict[str, JSON]:
         "slots": {name: _slot(situation, name, facts) for name, facts in situation.slots.items()},
         "modules": {module: {"version": version} for module, version in situation.versions.items()},
         "deployment": _deployment(state.deployment, _progress(situation)) if state.deployment else None,
+        "waiting": {str(module): version for module, version in situation.waiting.items()},
         "refused": [_refusal(refusal) for refusal in state.refusals],
         "last": history_entry(state.last) if state.last else None,
         "outbox": len(state.outbox),
@@ -83,8 +86,8 @@ def document(situation: Situation) -> dict[str, JSON]:
 
 def _slot(situation: Situation, name: Slot, facts: SlotFacts) -> dict[str, JSON]:
     board, version = situation.board, facts.version
-    if version is None and name == situation.booted:
-        version = next(iter(situation.versions.values()), None)
+    if version is None and name == situation.booted and situation.system is not None:
+        version = situation.versions.get(situation.system)
     view = board.view(name) if board is not None else None
     return {
         "bootname": facts.bootname,
@@ -165,7 +168,8 @@ def next_words(situation: Situation) -> str:
         waiting = _waiting(situation, situation.progress)
         first = f"{_then(waiting, f'mark slot {situation.booted} good')}, then "
     if state.deployment is not None:
-        return first + _deployment_words(situation, state.deployment)
+        others = "".join(f"; then {version} of module {module}" for module, version in situation.waiting.items())
+        return first + _deployment_words(situation, state.deployment) + others
     if situation.booted in state.tainted:
         first = f"slot {situation.booted} stays unconfirmed, its package was refused (`otad mark-good` trusts it); "
     return first + _idle_words(situation)
@@ -180,8 +184,11 @@ def _deployment_words(situation: Situation, deployment: Deployment) -> str:
     match deployment.phase:
         case Phase.ACTIVATING if deployment.in_place:
             return _then(waiting, f"switch {target} to it, then check its version and health")
+        case Phase.CONFIRMING if deployment.in_place and progress.waits_for:
+            until = f" until {_clock(situation, progress.waits_until)}" if progress.waits_until is not None else ""
+            return f"wait for {progress.waits_for}{until}, then trust {target}, or roll it back"
         case Phase.CONFIRMING if deployment.in_place:
-            return _then(waiting, f"check the version and the health of {target}; if they are wrong, roll it back")
+            return f"check the version and the health of {target}; if they are wrong, roll it back"
         case Phase.ROLLING_BACK if deployment.in_place:
             return _then(waiting, f"bring back what {target} had before, then report it")
         case Phase.DOWNLOADING:

@@ -8,7 +8,7 @@ they succeed or the machine goes down; whatever else goes wrong is an UpdateErro
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -16,10 +16,11 @@ from otad import health, ids, programs
 from otad.boot.control import BootControl
 from otad.cloud.cloud import Cloud
 from otad.config import Config
-from otad.core.model import Deployment, Identity, Origin, Slot
+from otad.core.model import Deployment, Identity, ModuleName, Origin, Slot
 from otad.core.work import Activate, Confirm, Download, Install, MarkGood, Reboot, RollBack, Work
 from otad.errors import Code, UpdateError
 from otad.evidence import Evidence
+from otad.installers.installer import InPlace
 from otad.installers.slots import SlotInstaller
 from otad.telemetry import Progress, Telemetry
 from otad.threads import in_thread
@@ -50,18 +51,21 @@ class Worker:
         self,
         config: Config,
         boot: BootControl,
-        installer: SlotInstaller,
+        slots: SlotInstaller,
+        modules: Mapping[ModuleName, InPlace],
         cloud: Cloud,
         telemetry: Telemetry,
-        evidence: Callable[[], Awaitable[Evidence]],
+        evidence: Callable[[ModuleName], Awaitable[Evidence]],
         transfer: Callable[[Deployment], Awaitable[bool]],
         farewell: Callable[[], Awaitable[None]],
     ) -> None:
-        """`evidence` reads the running version; `transfer` brings a package to its place and checks it there, True if
-        that is the slot; `farewell` returns when the platform has been told what it should know before a reboot."""
+        """`modules` carry out what is not made of slots; `evidence` reads a module's running version; `transfer` brings
+        a package to its place and checks it there, True if that is the slot; `farewell` returns when the platform has
+        been told what it should know before a reboot."""
         self._config = config
         self._boot = boot
-        self._installer = installer
+        self._slots = slots
+        self._modules = modules
         self._cloud = cloud
         self._telemetry = telemetry
         self._evidence = evidence
@@ -78,23 +82,35 @@ class Worker:
             case Download():
                 await self._pause(deployment)
                 if await self._transfer(deployment):
-                    self._installer.prove(deployment)
+                    self._slots.prove(deployment)
             case Install():
                 await self._pause(deployment)
                 if pause_s := _idle_pause_s(deployment):
                     await self._wait(deployment, f"a pause after {deployment.idle_starts} starts", pause_s)
-                await self._installer.install(deployment, self._telemetry.publish)
+                await self._installer(deployment).install(deployment, self._telemetry.publish)
             case Activate():
-                await self._installer.activate(deployment)
+                await self._installer(deployment).activate(deployment)
             case Reboot():
                 await self._reboot(deployment, deployment.target)
+            case Confirm() if deployment.in_place:
+                await self._confirm_in_place(deployment)
             case Confirm():
                 await self._confirm(deployment)
+            case RollBack() if deployment.in_place:
+                await self._installer(deployment).restore(deployment)
             case RollBack():
                 await self._roll_back(deployment)
             case _:
                 assert_never(work)
         return self._online_recently()
+
+    def _installer(self, deployment: Deployment) -> InPlace | SlotInstaller:
+        if not deployment.in_place:
+            return self._slots
+        module = deployment.notice.identity.module
+        if module not in self._modules:  # it was when this began
+            raise UpdateError(Code.UNSUPPORTED, f"module {module}: not configured on this gateway any more")
+        return self._modules[module]
 
     def _online_recently(self) -> bool:
         at = self._cloud.online_at
@@ -142,15 +158,34 @@ class Worker:
                 await self._reach_platform(deployment)
         await in_thread(self._boot.mark_good, deployment.target)
 
+    async def _confirm_in_place(self, deployment: Deployment) -> None:
+        """What was switched may need a moment to come up and say its version; a system that has booted does not."""
+        if deployment.by_hand:
+            return
+        deadline = time.monotonic() + self._config.health.timeout_s
+        while True:
+            try:
+                await self._compare_version(deployment.notice.identity)
+                break
+            except UpdateError as error:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise
+                self._waits(deployment, f"the new version to show ({error})", left_s)
+                await asyncio.sleep(min(health.ASK_AGAIN_S, left_s))
+        await self._pass_health(deployment)
+
     async def _compare_version(self, identity: Identity) -> None:
-        evidence = await self._evidence()
+        evidence = await self._evidence(identity.module)
         if evidence.version != identity.version:
             says = evidence.version or f"nothing ({evidence.problem})"
-            raise UpdateError(Code.VERSION, f"version: the image says {says}, the notice says {identity.version}")
+            what = "image" if identity.module not in self._modules else f"module {identity.module}"
+            raise UpdateError(Code.VERSION, f"version: the {what} says {says}, the notice says {identity.version}")
 
     async def _pass_health(self, deployment: Deployment) -> None:
         environment = {
             "OTAD_SLOT": deployment.target,
+            "OTAD_MODULE": deployment.notice.identity.module,
             "OTAD_VERSION": deployment.notice.identity.version,
             "OTAD_DEPLOYMENT": deployment.id,
         }
@@ -177,7 +212,7 @@ class Worker:
         on_trial = await self._booted(deployment) == deployment.target
         for left in reversed(range(RESTORE_TRIES)):
             try:
-                await self._installer.restore(deployment)
+                await self._slots.restore(deployment)
                 break
             except UpdateError as error:
                 log.error("rolling back to slot %s: %s", deployment.old, error)

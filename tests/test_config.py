@@ -492,6 +492,19 @@ TWO_KEYS = [
         ["device: product_key and device_name go together"],
     ),
     (
+        "a certificate at a region, without names",
+        {
+            "mqtt.host": None,
+            "mqtt.region": '"cn-shanghai"',
+            "device.device_secret": None,
+            "device.product_key": None,
+            "device.device_name": None,
+            "device.certificate_file": '"c"',
+            "device.key_file": '"k"',
+        },
+        ["mqtt.region: not enough: the end point's name begins with the product key"],
+    ),
+    (
         "registration over HTTPS, and nowhere to go",
         {"device.device_secret": None, "device.product_secret": f'"{SECRET}"', "device.registration": '"https"'},
         ["device.registration_host: missing: https registration with an end point of one's own"],

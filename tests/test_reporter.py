@@ -11,7 +11,7 @@ import pytest
 
 from otad.cloud.cloud import Answer, Nothing, Offered, OfflineError, SessionState, SessionView
 from otad.coordinator import Coordinator
-from otad.core.events import Filed
+from otad.core.events import Filed, Noticed
 from otad.core.model import (
     DEFAULT_MODULE,
     Board,
@@ -35,7 +35,7 @@ from otad.core.model import (
 from otad.core.work import Work
 from otad.durable import RealDisk
 from otad.evidence import Evidence
-from otad.reporter import Reporter, progress_step
+from otad.reporter import INFORM_S, Reporter, progress_step
 from otad.store import Store
 from otad.telemetry import Progress, Telemetry
 
@@ -95,7 +95,7 @@ class FakeCloud:
         self._more.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not condition():
                 self._more.clear()
                 await self._more.wait()
@@ -162,6 +162,23 @@ async def test_an_owed_inform_is_not_repeated_on_connect(tmp_path: Path) -> None
         await _settled(coordinator, telemetry)
 
         assert cloud.said == ["ask", "step -1: no", "version 1-0-0"]
+
+
+async def test_a_platform_that_offers_what_runs_with_every_inform_gets_few_of_them(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    running = Notice(replace(IDENTITY, version="1-0-0"), "https://x/y")
+    async with reporting(tmp_path, _state(), cloud) as (coordinator, telemetry):
+        cloud.come()
+        await cloud.until(lambda: cloud.said == ["ask", "version 1-0-0"])
+        await coordinator.submit(Noticed(running, "push:1", "1-0-0", 3, 0))
+        await cloud.until(lambda: len(cloud.said) == 3)
+        answered = asyncio.get_running_loop().time()
+        await coordinator.submit(Noticed(running, "push:2", "1-0-0", 3, 0))
+        await _settled(coordinator, telemetry)
+        assert cloud.said == ["ask", "version 1-0-0", "version 1-0-0"]
+
+        await cloud.until(lambda: len(cloud.said) == 4)
+        assert asyncio.get_running_loop().time() - answered >= 0.9 * INFORM_S
 
 
 async def test_a_kept_step_is_dropped_when_another_package_is_offered(tmp_path: Path) -> None:

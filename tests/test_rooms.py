@@ -50,7 +50,7 @@ def test_aiomqtt_has_one_importer_on_the_device_side() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom) and "aiomqtt" in ast.dump(node)
     }
 
-    assert importers == {"cloud/session.py"}
+    assert importers == {"cloud/client.py"}
 
 
 def test_aiohttp_has_one_importer_on_the_device_side() -> None:

@@ -13,9 +13,11 @@ from otad.cloud.cloud import SessionState, SessionView
 from otad.core.events import Failed, Finished, Noticed, RollBackRequested
 from otad.core.model import (
     DEFAULT_MODULE,
+    NO_SLOT,
     Deployment,
     DeploymentId,
     Inform,
+    ModuleName,
     Phase,
     PlaceKind,
     Slot,
@@ -50,6 +52,12 @@ def on_trial(**more: Any) -> Situation:
     state = deploying(Phase.CONFIRMING, on_trial=True, **more)
     board = replace(BOARD, booted=B, primary=B)
     return situation(replace(state, board=board), board=board)
+
+
+def in_place(phase: Phase, progress: Progress | None = None) -> Situation:
+    identity = replace(NOTICE.identity, module=ModuleName("app"))
+    notice = replace(NOTICE, identity=identity)
+    return at(phase, progress, notice=notice, old=NO_SLOT, target=NO_SLOT, place=PlaceKind.STAGING)
 
 
 def moving(**more: Any) -> Progress:
@@ -100,6 +108,26 @@ NEXT = {
     "no platform": (
         idle(SessionState.OFF, "no end point"),
         "nothing to do, there is no platform to ask: no end point",
+    ),
+    "in place, installing": (
+        in_place(Phase.INSTALLING, moving(bytes=8 * MIB, total=16 * MIB)),
+        "write 8 MiB more to module app",
+    ),
+    "in place, switching": (
+        in_place(Phase.ACTIVATING),
+        "switch module app to it, then check its version and health",
+    ),
+    "in place, waits for its version": (
+        in_place(Phase.CONFIRMING, moving(waits_for="the new version to show", waits_until=NOW + 42)),
+        "wait for the new version to show until 10:15:42, then trust module app, or roll it back",
+    ),
+    "in place, rolling back": (
+        in_place(Phase.ROLLING_BACK),
+        "bring back what module app had before, then report it",
+    ),
+    "another module waits": (
+        replace(in_place(Phase.ROLLING_BACK), waiting={DEFAULT_MODULE: "9"}),
+        "bring back what module app had before, then report it; then 9 of module default",
     ),
     "fresh boot": (
         idle(SessionState.ONLINE, state=FRESH_BOOT),
@@ -291,6 +319,7 @@ def test_a_whole_document() -> None:
             "reason": "sha256: what the medium holds is another package",
             "held": None,
         },
+        "waiting": {},
         "refused": [
             {
                 "module": "default",

@@ -82,6 +82,7 @@ def situation(state: State | None = None, **more: object) -> Situation:
         board=state.board,
         slots=facts,
         versions={DEFAULT_MODULE: "1-0-0"},
+        system=DEFAULT_MODULE,
         asks_at=NOW + 13800,
         zone=UTC,
     )

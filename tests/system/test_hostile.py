@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from otad.platform.events import Progressed
-from tests.system.world import MIB, JobState, new_world
+from tests.system.world import MIB, JobState, Way, in_every_way, new_world
 
 
 def _set(**fields: Any) -> Callable[[dict[str, Any]], None]:
@@ -15,6 +15,21 @@ def _set(**fields: Any) -> Callable[[dict[str, Any]], None]:
 
 def _without(field: str) -> Callable[[dict[str, Any]], None]:
     return lambda envelope: envelope["data"].pop(field)
+
+
+def _files(*changes: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """Instead of the one file, as many as there are changes."""
+
+    def edit(envelope: dict[str, Any]) -> None:
+        content = envelope["data"]
+        url, sign = content.pop("url"), content.pop("sign")
+        content["files"] = [
+            {"fileName": f"{n}.bin", "fileSize": content["size"], "fileUrl": url, "fileSign": sign, **change}
+            for n, change in enumerate(changes)
+        ]
+        content["size"] *= len(changes)
+
+    return edit
 
 
 ROWS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
@@ -38,13 +53,19 @@ ROWS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "version has a newline": (_set(version="2-0-0\nWARNING all is well"), "version"),
     "version is a number": (_set(version=2), "version"),
     "a differential package": (_set(isDiff=1), "diff"),
-    "several files": (_set(files=[{"fileUrl": "http://127.0.0.1/a"}, {"fileUrl": "http://127.0.0.1/b"}]), "files"),
-    "blocks over MQTT": (_set(dProtocol="mqtt", streamId=1, streamFileId=1), "dProtocol"),
+    "several files for a slot": (_files({}, {}), "files: 2 of them"),
+    "a single one of several files": (_files({}), "files"),
+    "a file outside of its directory": (_files({}, {"fileName": "../../etc/passwd"}), "files[1]: fileName"),
+    "a file without a digest": (_files({"fileSign": None}, {}), "files[0]: fileSign"),
+    "files beside the one": (_set(files=[{}, {}]), "url: beside files"),
+    "a way that otad does not know": (_set(dProtocol="gopher"), "dProtocol"),
+    "blocks without their numbers": (_set(dProtocol="mqtt", url=None), "streamId"),
 }
 
 
-async def test_an_offer_that_cannot_be_carried_out_is_refused_with_its_field(tmp_path: Path) -> None:
-    async with new_world(tmp_path, slot_bytes=MIB) as world:
+@in_every_way
+async def test_an_offer_that_cannot_be_carried_out_is_refused_with_its_field(tmp_path: Path, way: Way) -> None:
+    async with new_world(tmp_path, way=way, slot_bytes=MIB) as world:
         platform = world.platform
         world.power_on()
         await world.informed("1-0-0")
@@ -80,8 +101,9 @@ async def test_a_refused_offer_is_answered_once_however_often_it_is_heard(tmp_pa
         assert world.steps == [-1]
 
 
-async def test_what_is_not_for_us_or_makes_no_sense_is_passed_over(tmp_path: Path) -> None:
-    async with new_world(tmp_path, slot_bytes=MIB) as world:
+@in_every_way
+async def test_what_is_not_for_us_or_makes_no_sense_is_passed_over(tmp_path: Path, way: Way) -> None:
+    async with new_world(tmp_path, way=way, slot_bytes=MIB) as world:
         world.power_on()
         await world.informed("1-0-0")
         identity = world.device.identity
@@ -95,8 +117,9 @@ async def test_what_is_not_for_us_or_makes_no_sense_is_passed_over(tmp_path: Pat
         assert [step for step in world.steps if step < 0] == []
 
 
-async def test_no_secret_and_no_signature_is_logged_or_shown(tmp_path: Path) -> None:
-    async with new_world(tmp_path) as world:
+@in_every_way
+async def test_no_secret_and_no_signature_is_logged_or_shown(tmp_path: Path, way: Way) -> None:
+    async with new_world(tmp_path, way=way) as world:
         world.platform.faults.next_statuses = [403, 503]
         world.power_on()
         await world.informed("1-0-0")

@@ -4,11 +4,12 @@
 from pathlib import Path
 
 from otad.platform.events import Asked
-from tests.system.world import MIB, JobState, new_world
+from tests.system.world import MIB, JobState, Way, in_every_way, new_world
 
 
-async def test_what_is_owed_survives_a_broker_that_is_away(tmp_path: Path) -> None:
-    async with new_world(tmp_path) as world:
+@in_every_way
+async def test_what_is_owed_survives_a_broker_that_is_away(tmp_path: Path, way: Way) -> None:
+    async with new_world(tmp_path, way=way) as world:
         world.gateway.add_health_check("10-app", "exit 1\n")
         gate = tmp_path / "gate"
         world.gateway.add_health_check("05-gate", f"[ -e {gate} ] || exit 75\n")
@@ -51,8 +52,9 @@ async def test_a_step_of_an_earlier_session_does_not_hit_another_job(tmp_path: P
         assert not [line for line in world.told if line.startswith("step -1")]
 
 
-async def test_an_expired_url_is_replaced_by_asking_and_the_bytes_are_kept(tmp_path: Path) -> None:
-    async with new_world(tmp_path) as world:
+@in_every_way
+async def test_an_expired_url_is_replaced_by_asking_and_the_bytes_are_kept(tmp_path: Path, way: Way) -> None:
+    async with new_world(tmp_path, way=way) as world:
         world.platform.faults.rate = 8 * MIB
         world.power_on()
         await world.informed("1-0-0")
@@ -69,8 +71,9 @@ async def test_an_expired_url_is_replaced_by_asking_and_the_bytes_are_kept(tmp_p
         assert world.platform.bytes_twice(package) <= 4 * MIB
 
 
-async def test_a_notice_that_was_lost_is_asked_for(tmp_path: Path) -> None:
-    async with new_world(tmp_path) as world:
+@in_every_way
+async def test_a_notice_that_was_lost_is_asked_for(tmp_path: Path, way: Way) -> None:
+    async with new_world(tmp_path, way=way) as world:
         world.platform.faults.pushes = 0
         world.power_on()
         await world.informed("1-0-0")
@@ -82,8 +85,9 @@ async def test_a_notice_that_was_lost_is_asked_for(tmp_path: Path) -> None:
         assert job.state == JobState.SUCCEEDED
 
 
-async def test_a_notice_heard_many_times_is_carried_out_once(tmp_path: Path) -> None:
-    async with new_world(tmp_path) as world:
+@in_every_way
+async def test_a_notice_heard_many_times_is_carried_out_once(tmp_path: Path, way: Way) -> None:
+    async with new_world(tmp_path, way=way) as world:
         world.platform.faults.pushes = 5
         world.platform.faults.trailing_nul = True
         world.platform.faults.notice_id_as_text = True

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.system.world import MIB, JobState, gzipped, new_world
+from tests.system.world import MIB, JobState, Way, gzipped, in_every_way, new_world
 
 
-async def test_an_upgrade_is_reported_only_after_the_new_system_has_run(tmp_path: Path) -> None:
-    async with new_world(tmp_path) as world:
+@in_every_way
+async def test_an_upgrade_is_reported_only_after_the_new_system_has_run(tmp_path: Path, way: Way) -> None:
+    async with new_world(tmp_path, way=way) as world:
         world.power_on()
         await world.informed("1-0-0")
         package = world.package("2-0-0")
@@ -64,8 +65,9 @@ async def test_a_compressed_image_goes_through_staging(tmp_path: Path) -> None:
         assert list((world.gateway.directory / "state" / "staging").iterdir()) == []
 
 
-async def test_a_system_that_fails_its_health_check_is_rolled_back_and_refused(tmp_path: Path) -> None:
-    async with new_world(tmp_path) as world:
+@in_every_way
+async def test_a_system_that_fails_its_health_check_is_rolled_back_and_refused(tmp_path: Path, way: Way) -> None:
+    async with new_world(tmp_path, way=way) as world:
         world.gateway.add_health_check(
             "10-app", '[ "$OTAD_VERSION" != 2-0-0 ] || { echo "modem: no answer"; exit 1; }\n'
         )

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from otad.control.client import ControlError
-from otad.platform.broker import Broker
 from otad.platform.events import Informed, Progressed
 from otad.platform.jobs import Job, JobState, Package
 from otad.platform.platform import Device, Platform
 from otad.simulation import MIB, Gateway, write_image
+from tests.broker import Mosquitto
+from tests.system.ways import Way, configuration, in_every_way, new_platform
 
 PATIENCE_S = 40.0
 SLOT_BYTES = 16 * MIB
@@ -31,25 +32,29 @@ class World:
     device: Device
     gateway: Gateway
     directory: Path
+    mosquitto: Mosquitto | None = None
     board: asyncio.Task[None] | None = None
     images: dict[str, bytes] = field(default_factory=dict)
 
     # -- the platform's side
 
-    def package(self, version: str, size: int = SLOT_BYTES, pack: Callable[[bytes], bytes] | None = None) -> Package:
+    def package(
+        self, version: str, size: int = SLOT_BYTES, pack: Callable[[bytes], bytes] | None = None, **options: Any
+    ) -> Package:
         """An image of `version` as a package, packed or not; its bytes are kept in `images`."""
         path = write_image(self.directory / f"{version}.img", version, size)
         self.images[version] = path.read_bytes()
         if pack is not None:
             path.write_bytes(pack(self.images[version]))
-        return self.platform.add_package(path, version)
+        return self.platform.add_package(path, version, **options)
 
     def push(self, package: Package, **options: Any) -> Job:
         return self.platform.push(package, self.device, **options)
 
     async def ended(self, job: Job) -> Job:
         """The job at its end; what the daemon said last if there is none."""
-        return await self._or_last_words(self.platform.ended(job, PATIENCE_S))
+        ended: Job = await self._or_last_words(self.platform.ended(job, PATIENCE_S))
+        return ended
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Something that the platform sees."""
@@ -137,14 +142,19 @@ class World:
 
 @asynccontextmanager
 async def new_world(
-    directory: Path, *, slot_bytes: int = SLOT_BYTES, more: str = "", broker: Broker | None = None, **platform: Any
+    directory: Path,
+    *,
+    slot_bytes: int = SLOT_BYTES,
+    more: str = "",
+    way: Way = Way.EMBEDDED_PLAIN,
+    **platform: Any,
 ) -> AsyncIterator[World]:
-    """A platform and a gateway at 1-0-0, switched off."""
-    async with Platform(directory / "platform", broker=broker, **platform) as cloud:
+    """A platform and a gateway at 1-0-0, switched off. `more` are sections of the gateway's configuration."""
+    async with new_platform(way, directory, **platform) as (cloud, mosquitto):
         device = cloud.add_device("a1test", "gateway-0001")
         gateway = Gateway(directory / "gateway")
-        gateway.provision(cloud.configuration(device), "1-0-0", slot_bytes, more)
-        world = World(cloud, device, gateway, directory)
+        gateway.provision(configuration(way, cloud.configuration(device)), "1-0-0", slot_bytes, more)
+        world = World(cloud, device, gateway, directory, mosquitto)
         try:
             yield world
         finally:
@@ -155,4 +165,4 @@ def gzipped(image: bytes) -> bytes:
     return gzip.compress(image, 1)
 
 
-__all__ = ["MIB", "JobState", "World", "gzipped", "new_world"]
+__all__ = ["MIB", "JobState", "Way", "World", "gzipped", "in_every_way", "new_world"]
