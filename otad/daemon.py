@@ -228,8 +228,8 @@ class Daemon:
             await asyncio.Event().wait()
         work = Download(deployment.id, deployment.run)
 
-        def checkpointed(checkpoint: Checkpoint) -> None:
-            self._coordinator.post(
+        async def checkpointed(checkpoint: Checkpoint) -> None:
+            await self._coordinator.submit(
                 Checkpointed(
                     work,
                     checkpoint.place,

@@ -18,7 +18,7 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -90,7 +90,7 @@ async def download(
     source: Source,
     places: Places,
     unpack: bool,
-    checkpointed: Callable[[Checkpoint], None],
+    checkpointed: Callable[[Checkpoint], Awaitable[object]],
     progress: Callable[[Progress], None],
     *,
     is_raw: Callable[[bytes], bool],
@@ -98,10 +98,10 @@ async def download(
 ) -> PlaceKind:
     """Bring the package to its place: durable there, and equal to the notice's digests as the medium holds it.
 
-    Goes on from the deployment's checkpoint. `is_raw` tells from the first HEAD_BYTES whether the package is an image
-    as it stands, for the slot, or something for the staging file; without `unpack` it is not asked. Several files, and
-    what is installed in place, are for the staging file without a question. Raises UpdateError.
-    When canceled, returns only after the chunk in flight has been written.
+    Goes on from the deployment's checkpoint; `checkpointed` returns when one is remembered. `is_raw` tells from the
+    first HEAD_BYTES whether the package is an image as it stands, for the slot, or something for the staging file;
+    without `unpack` it is not asked. Several files, and what is installed in place, are for the staging file without a
+    question. Raises UpdateError. When canceled, returns only after the chunk in flight has been written.
     """
     meter = _Meter(deployment, progress, pace.progress_s)
     await _pause_after_idle_starts(deployment.idle_starts, meter)
@@ -118,7 +118,7 @@ async def download(
             if task.cancelling() > canceled:
                 raise asyncio.CancelledError from order
             log.warning("download starts over: %s", order)
-            transfer.forget()
+            await transfer.forget()
 
 
 class _Transfer:
@@ -130,7 +130,7 @@ class _Transfer:
         source: Source,
         places: Places,
         is_raw: Callable[[bytes], bool] | None,
-        checkpointed: Callable[[Checkpoint], None],
+        checkpointed: Callable[[Checkpoint], Awaitable[object]],
         meter: "_Meter",
         pace: Pace,
     ) -> None:
@@ -161,7 +161,7 @@ class _Transfer:
         assert self._kind is not None
         return self._kind
 
-    def forget(self) -> None:
+    async def forget(self) -> None:
         """What has come so far is of another object."""
         self._etag = self._etag_url = ""
         self._joined = False
@@ -169,7 +169,7 @@ class _Transfer:
         self._pipe = Pipe(0, self._buffers)
         self._meter.position = self._meter.checked = 0
         if self._kind is not None:
-            self._checkpoint(self._kind)
+            await self._checkpoint(self._kind)
         self._kind = None
 
     # ------------------------------------------------------------------------------------------ fetch
@@ -241,17 +241,17 @@ class _Transfer:
                 with self._place_errors(kind):
                     await in_thread(place.sync)
                 self._durable.rise(written)
-                self._checkpoint(kind)
+                await self._checkpoint(kind)
             if is_due or written == self._durable.bytes:
                 synced_at = time.monotonic()
 
-    def _checkpoint(self, kind: PlaceKind) -> None:
-        self._checkpointed(
-            Checkpoint(
-                kind, self._durable.bytes, self._etag, self._etag_url, self._joined, self._fetched, self._resumed
-            )
+    async def _checkpoint(self, kind: PlaceKind) -> None:
+        """Have it remembered before another byte is written: what a power cut costs is then one checkpoint, always."""
+        checkpoint = Checkpoint(
+            kind, self._durable.bytes, self._etag, self._etag_url, self._joined, self._fetched, self._resumed
         )
         self._fetched = self._resumed = self._meter.resumed = 0
+        await self._checkpointed(checkpoint)
 
     # ------------------------------------------------------------------------------------------ check
 

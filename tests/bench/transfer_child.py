@@ -41,10 +41,12 @@ async def by_otad(url: str, slot: str, size: str, sha256: str, *overrides: str) 
     )
     began, cpu_before = time.perf_counter(), time.process_time()
     limits = DownloadSettings(allow_http=True, allow_private_hosts=True)
+
+    async def forget(checkpoint: object) -> None:
+        pass
+
     source = Sources(limits, Off("", 0), lambda _: notice).of(deployment)
-    await download(
-        deployment, source, Places(), True, lambda _: None, lambda _: None, is_raw=lambda _: True, pace=Pace(**pace)
-    )
+    await download(deployment, source, Places(), True, forget, lambda _: None, is_raw=lambda _: True, pace=Pace(**pace))
     print_measured(began, cpu_before)
 
 

@@ -513,8 +513,8 @@ class Board:
         async def transfer(deployment: Deployment) -> bool:
             work = Download(deployment.id, deployment.run)
 
-            def checkpointed(c: Checkpoint) -> None:
-                coordinator.post(
+            async def checkpointed(c: Checkpoint) -> None:
+                await coordinator.submit(
                     Checkpointed(work, c.place, c.bytes, c.etag, c.etag_url, c.joined, c.fetched, c.resumed)
                 )
 

@@ -171,8 +171,8 @@ async def test_what_a_checkpoint_says_is_on_the_medium_by_then(gateway: Gateway)
     seen: list[tuple[int, int]] = []
     keep = gateway._checkpointed
 
-    def checkpointed(checkpoint: Checkpoint) -> None:
-        keep(checkpoint)
+    async def checkpointed(checkpoint: Checkpoint) -> None:
+        await keep(checkpoint)
         seen.append((len(gateway.checkpoints), fault.syncs))
         assert gateway.places.slot.read_bytes()[: checkpoint.bytes] == IMAGE[: checkpoint.bytes]
 

@@ -230,7 +230,7 @@ class Gateway:
         finally:
             self.places.close()
 
-    def _checkpointed(self, checkpoint: Checkpoint) -> None:
+    async def _checkpointed(self, checkpoint: Checkpoint) -> None:
         self.checkpoints.append(checkpoint)
         self.deployment = replace(
             self.deployment,
