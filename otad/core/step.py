@@ -28,7 +28,8 @@ Whatever affects a transition is in this file. Rules that compete are decided he
   that one does not come up it is the one rolled back, and what was left is as trusted as it was before.
 - A deployment in place has neither slots nor a reboot: activating is its switch, and confirming follows at once. What
   it has brought is proven by the process that switches; so after a restart it is carried in again before the switch is
-  repeated. It is gone on with for ever, ever more rarely: nothing but a failure says that it cannot be done.
+  repeated. Confirming it has as many starts as a system has boots: what ends the gateway each time is taken back. A
+  rollback that ends it each time is given up.
 - At most one outcome per deployment. Superseded says nothing: its step could hit the job that replaced it. A local
   deployment only informs in the end.
 """
@@ -56,6 +57,7 @@ from otad.core.events import (
     Started,
 )
 from otad.core.model import (
+    DEFAULT_MODULE,
     DESC_CHARACTERS,
     NO_SLOT,
     Board,
@@ -75,11 +77,15 @@ from otad.core.model import (
     State,
     Step,
 )
-from otad.core.work import MarkGood, is_on_trial, work_for
+from otad.core.work import MarkGood, is_on_trial, is_unconfirmed, work_for
 from otad.errors import Code, Failure
 
 ACTIVATIONS_MAX = 2
 """A target that did not come up is activated once more where nobody can know whether it was tried."""
+TRIAL_STARTS_MAX = 3
+"""Starts in which something that was switched in place may still be on trial: it may be what ends them."""
+ROLL_BACK_STARTS_MAX = 10
+"""Starts of a rollback in place; each comes after a longer pause."""
 REFUSALS_MAX = 16
 OUTBOX_MAX = 64
 """Beyond this no more refusals are answered: only a flood of bad offers gets there."""
@@ -138,11 +144,7 @@ def _started(state: State, event: Started) -> State:
     # Every start is a new run: what an earlier process had opened or checked, this one has not.
     deployment = replace(deployment, run=deployment.run + 1)
     if deployment.in_place:
-        # A system that came up by other means is proven first; the package is offered again.
-        reason = Failure(Code.SLOT, f"slot {booted} was booted by other means and must pass its health checks first")
-        ended = _end(state, deployment, Outcome.SUPERSEDED, reason, event.at)
-        recovered = _recovered(ended, event, booted, known)
-        return recovered if recovered.deployment else replace(state, deployment=_started_in_place(deployment))
+        return _started_in_place(state, deployment, event, booted, known)
     match deployment.phase:
         case Phase.DOWNLOADING | Phase.INSTALLING if is_before_the_switch(deployment):
             return _started_before_the_switch(state, deployment, event, booted)
@@ -164,13 +166,27 @@ def _started_before_the_switch(state: State, deployment: Deployment, event: Star
     return replace(state, deployment=_gone_on(replace(deployment, old=booted)))
 
 
-def _started_in_place(deployment: Deployment) -> Deployment:
+def _started_in_place(state: State, deployment: Deployment, event: Started, booted: Slot, known: bool) -> State:
     """The switch, and what proves it, are safe to repeat; what an earlier process had carried in is not believed."""
-    if deployment.phase == Phase.ACTIVATING:
-        return _gone_on(_check_again(deployment))
-    if deployment.phase in (Phase.DOWNLOADING, Phase.INSTALLING):
-        return _gone_on(deployment)
-    return replace(deployment, idle_starts=deployment.idle_starts + 1)
+    if not deployment.switched:
+        # A system that came up by other means is proven first; the package is offered again.
+        reason = Failure(Code.SLOT, f"slot {booted} was booted by other means and must pass its health checks first")
+        ended = _end(state, deployment, Outcome.SUPERSEDED, reason, event.at)
+        recovered = _recovered(ended, event, booted, known)
+        return recovered if recovered.deployment else replace(state, deployment=_gone_on(deployment))
+    starts = deployment.idle_starts + 1
+    module = deployment.notice.identity.module
+    match deployment.phase:
+        case Phase.CONFIRMING if starts >= TRIAL_STARTS_MAX and not deployment.by_hand:
+            detail = f"module {module}: restarted {starts} times before it was confirmed"
+            return _rolling_back(state, deployment, Failure(Code.FELL_BACK, detail), event.at)
+        case Phase.ROLLING_BACK if starts >= ROLL_BACK_STARTS_MAX:
+            detail = f"module {module}: the way back was interrupted {starts} times"
+            return _stays_switched(state, deployment, Failure(Code.INSTALL, detail), event.at)
+        case Phase.CONFIRMING | Phase.ROLLING_BACK:
+            return replace(state, deployment=replace(deployment, idle_starts=starts))
+        case _:
+            return replace(state, deployment=_gone_on(_check_again(deployment)))
 
 
 def _gone_on(deployment: Deployment) -> Deployment:
@@ -325,9 +341,10 @@ def verdict(state: State, event: Noticed) -> Verdict:
         return Verdict.BUSY
     if current is not None and not is_before_the_switch(current):
         return Verdict.TOO_LATE
-    if event.running == identity.version:
-        return Verdict.RUNNING
     refusal = state.refusal(identity.key)
+    is_left = event.in_place and refusal is not None  # it may run because it could not be taken back
+    if event.running == identity.version and not is_left:
+        return Verdict.RUNNING
     if refusal is not None and not _has_lapsed(refusal, event.at) and event.notice.origin == Origin.PLATFORM:
         # A step would hit the job of the deployment under way; it is offered again afterwards.
         return Verdict.REFUSED if current is None else Verdict.BUSY
@@ -344,6 +361,15 @@ def verdict(state: State, event: Noticed) -> Verdict:
 def is_before_the_switch(deployment: Deployment) -> bool:
     """It can still be canceled or superseded: the boot loader does not hold the target as primary."""
     return deployment.phase in (Phase.DOWNLOADING, Phase.INSTALLING) and not deployment.switched
+
+
+def unconfigured_key(identity: Identity) -> str:
+    """The key of a refusal that ends with the configuration that is its reason, not with the package."""
+    return f"unconfigured:{identity.key}"
+
+
+def _keys(identity: Identity) -> tuple[str, str]:
+    return identity.key, unconfigured_key(identity)
 
 
 def _honour(event: Noticed) -> str:
@@ -512,7 +538,7 @@ def _finished(state: State, event: Finished) -> State:
                 ),
             )
         case Phase.ACTIVATING if deployment.in_place:
-            confirming = replace(deployment, phase=Phase.CONFIRMING, on_trial=True)
+            confirming = replace(deployment, phase=Phase.CONFIRMING, on_trial=True, idle_starts=0)
             return replace(state, deployment=confirming)
         case Phase.ACTIVATING:
             online = deployment.online_before or event.online
@@ -586,7 +612,8 @@ def _from_zero(deployment: Deployment) -> Deployment:
 
 
 def _rolling_back(state: State, deployment: Deployment, reason: Failure, at: int) -> State:
-    rolling = replace(deployment, phase=Phase.ROLLING_BACK, run=deployment.run + 1, reason=reason)
+    starts = 0 if deployment.in_place else deployment.idle_starts
+    rolling = replace(deployment, phase=Phase.ROLLING_BACK, run=deployment.run + 1, reason=reason, idle_starts=starts)
     return replace(_condemned(state, deployment, reason, at), deployment=rolling)
 
 
@@ -642,7 +669,7 @@ def _succeeded(state: State, deployment: Deployment, at: int) -> State:
     state = replace(
         state,
         tainted=tuple(slot for slot in state.tainted if slot != deployment.target),
-        refusals=tuple(r for r in state.refusals if r.key != deployment.notice.identity.key),
+        refusals=tuple(r for r in state.refusals if r.key not in _keys(deployment.notice.identity)),
     )
     return _end(state, deployment, Outcome.SUCCEEDED, None, at)
 
@@ -670,7 +697,7 @@ def objection(state: State, request: Request) -> str | None:
             if state.board is None or state.board.booted is None:
                 return "nothing to mark good: the booted slot is none of otad's"
             if deployment is not None and deployment.phase == Phase.ROLLING_BACK:
-                return f"too late: rolling back to slot {deployment.old}"
+                return f"too late: rolling back {where_back(deployment)}"
             return None
         case RollBackRequested():
             return _objection_to_roll_back(state, request.board)
@@ -686,7 +713,7 @@ def _objection_to_roll_back(state: State, board: Board) -> str | None:
         if is_before_the_switch(deployment):
             return "nothing to roll back: the new system has not been activated; `otad cancel` ends the deployment"
         if deployment.phase == Phase.ROLLING_BACK:
-            return f"nothing to do: rolling back to slot {deployment.old} already"
+            return f"nothing to do: rolling back {where_back(deployment)} already"
         if deployment.in_place or deployment.phase != Phase.CONFIRMING or _can_return(board, deployment):
             return None
     other = deployment.old if deployment is not None else board.other(board.booted)
@@ -694,6 +721,11 @@ def _objection_to_roll_back(state: State, board: Board) -> str | None:
     if view is None or not view.good or view.confirmed is False:
         return "no slot to roll back to: the other slot is not good"
     return None
+
+
+def where_back(deployment: Deployment) -> str:
+    """What a rollback of this deployment goes back to, in words to go behind "rolling back"."""
+    return f"module {deployment.notice.identity.module}" if deployment.in_place else f"to slot {deployment.old}"
 
 
 def _requested(state: State, request: Request) -> State:
@@ -791,7 +823,7 @@ def _refuse(state: State, deployment: Deployment, failure: Failure, at: int) -> 
         earlier = state.refusal(identity.key)
         times = earlier.times + 1 if earlier is not None and earlier.failure.code == Code.SESSION else 1
         lapses = at + DAY_S if times < SESSION_ROLLBACKS_MAX else None
-    if failure.code == Code.BOOT:
+    if failure.code in (Code.BOOT, Code.UNSUPPORTED):
         lapses = at + DAY_S  # the gateway's fault, not the package's; a pause, so that the slot is not worn out
     refusal = Refusal(
         key=identity.key,
@@ -833,7 +865,19 @@ def _end(
     state = _filed(replace(state, deployment=None, last=ended), ended)
     if number is not None and origin == Origin.PLATFORM:
         state = _owe_step(state, identity.module, number, short(str(failure)), identity)
-    return state
+    return _recovered_late(state, at) if deployment.in_place and deployment.switched else state
+
+
+def _recovered_late(state: State, at: int) -> State:
+    """A system that came up by other means had to wait for a switch in place to end; now it is proven."""
+    assert state.board is not None
+    booted = state.board.booted
+    if booted is None or not is_unconfirmed(state.board) or state.settled == state.boot_id:
+        return state
+    other = state.board.other(booted)
+    if other is None or booted in state.tainted:
+        return state
+    return _begin_recovered(state, DEFAULT_MODULE, None, booted, other, Phase.CONFIRMING, None, at)
 
 
 def _filed(state: State, ended: Ended) -> State:

@@ -9,7 +9,7 @@ exactly if they are the same run, and results carry their work: a late one is kn
 from dataclasses import dataclass
 from typing import assert_never
 
-from otad.core.model import BootId, DeploymentId, Phase, Slot, State
+from otad.core.model import Board, BootId, DeploymentId, Phase, Slot, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ def work_for(state: State) -> Work | None:
     board, deployment = state.board, state.deployment
     if board is None or board.booted is None or state.boot_id is None:
         return None  # none of our slots is booted: nothing is written, marked or concluded
-    if wants_mark_good(state):
+    is_switching = deployment is not None and deployment.in_place and deployment.phase == Phase.ACTIVATING
+    if wants_mark_good(state) and not is_switching:  # a program that is installing something is not interrupted
         return MarkGood(board.booted, state.boot_id)
     if deployment is None:
         return None
@@ -102,12 +103,21 @@ def is_on_trial(state: State) -> bool:
     return state.board is not None and state.deployment is not None and state.board.booted == state.deployment.target
 
 
+def is_unconfirmed(board: Board) -> bool:
+    """The boot loader says of the booted slot that nobody has trusted it yet."""
+    view = board.view(board.booted) if board.booted is not None else None
+    return view is not None and view.confirmed is False
+
+
 def wants_mark_good(state: State) -> bool:
     """This boot's idle work is still to be done, and allowed."""
+    deployment = state.deployment
     return (
         state.board is not None
         and state.board.booted is not None
         and state.settled != state.boot_id
         and not is_on_trial(state)
         and state.board.booted not in state.tainted
+        # It has to be proven, and will be when what is being switched has ended.
+        and not (deployment is not None and deployment.switched and deployment.in_place and is_unconfirmed(state.board))
     )

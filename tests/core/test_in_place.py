@@ -52,7 +52,7 @@ from otad.core.model import (
     Stream,
 )
 from otad.core.step import Verdict, objection, step, verdict
-from otad.core.work import Activate, Confirm, Download, Install, MarkGood, RollBack, Work, work_for
+from otad.core.work import Activate, Confirm, Download, Install, MarkGood, RollBack, Work, wants_mark_good, work_for
 from otad.errors import Code, Failure
 
 APP = ModuleName("app")
@@ -290,17 +290,89 @@ def test_after_a_restart_what_was_carried_in_is_carried_in_again() -> None:
     assert (the(state).phase, the(state).switched, the(state).idle_starts) == (Phase.INSTALLING, True, 1)
 
 
-@pytest.mark.parametrize("phase", list(Phase))
+UNCONFIRMED = Board(B, B, (SlotView(A, True, 3, True), SlotView(B, True, 2, False)))
+
+
+@pytest.mark.parametrize("phase", [Phase.DOWNLOADING, Phase.INSTALLING])
 def test_a_system_that_came_up_by_other_means_is_proven_first(phase: Phase) -> None:
-    if phase == Phase.REBOOTING:
-        return  # in place there is none
-    unconfirmed = Board(B, B, (SlotView(A, True, 3, True), SlotView(B, True, 2, False)))
-    state = step(under_way(phase), Started(BootId("boot-1"), unconfirmed, DEFAULT_MODULE, "9", 5))
+    state = step(under_way(phase), Started(BootId("boot-1"), UNCONFIRMED, DEFAULT_MODULE, "9", 5))
 
     assert the(state).notice.origin == Origin.RECOVERED
     assert the(state).target == B
     assert state.last is not None
     assert state.last.outcome == Outcome.SUPERSEDED
+
+
+@pytest.mark.parametrize("phase", [Phase.ACTIVATING, Phase.CONFIRMING, Phase.ROLLING_BACK])
+def test_a_switch_that_has_begun_ends_before_such_a_system_is_proven(phase: Phase) -> None:
+    state = step(under_way(phase), Started(BootId("boot-1"), UNCONFIRMED, DEFAULT_MODULE, "9", 5))
+
+    assert the(state).in_place
+    assert not wants_mark_good(state)
+    work = RollBack(the(state).id, the(state).run)
+    ended = step(replace(state, deployment=replace(the(state), phase=Phase.ROLLING_BACK)), Finished(work, 6))
+    assert (the(ended).notice.origin, the(ended).phase) == (Origin.RECOVERED, Phase.CONFIRMING)
+    assert (the(ended).target, the(ended).old) == (B, A)
+    assert ended.last is not None
+    assert ended.last.outcome != Outcome.SUPERSEDED
+    # Not where nothing can be proven: no way back, or a slot that was refused.
+    alone = replace(UNCONFIRMED, slots=UNCONFIRMED.slots[1:])
+    for spoilt in (replace(state, board=alone), replace(state, tainted=(B,))):
+        rolling = replace(spoilt, deployment=replace(the(state), phase=Phase.ROLLING_BACK))
+        assert step(rolling, Finished(work, 6)).deployment is None
+
+
+def test_what_ends_the_gateway_while_on_trial_is_taken_back() -> None:
+    state = under_way(Phase.CONFIRMING)
+    for _ in range(2):
+        state = step(state, Started(BOOT, BOARD, DEFAULT_MODULE, "system", 5))
+        assert the(state).phase == Phase.CONFIRMING
+    assert the(step(state, MarkGoodRequested(6))).by_hand
+    by_hand = step(step(state, MarkGoodRequested(6)), Started(BOOT, BOARD, DEFAULT_MODULE, "system", 7))
+    assert the(by_hand).phase == Phase.CONFIRMING
+
+    state = step(state, Started(BOOT, BOARD, DEFAULT_MODULE, "system", 5))
+
+    assert the(state).phase == Phase.ROLLING_BACK
+    assert the(state).reason == Failure(Code.FELL_BACK, "module app: restarted 3 times before it was confirmed")
+    assert [refusal.key for refusal in state.refusals] == [TWO.key]
+
+
+def test_a_way_back_that_ends_the_gateway_is_given_up() -> None:
+    state = under_way(Phase.ROLLING_BACK, reason=UNHEALTHY)
+    for _ in range(9):
+        state = step(state, Started(BOOT, BOARD, DEFAULT_MODULE, "system", 5))
+        assert the(state).phase == Phase.ROLLING_BACK
+
+    state = step(state, Started(BOOT, BOARD, DEFAULT_MODULE, "system", 5))
+
+    assert state.deployment is None
+    assert [report.step for report in state.outbox if isinstance(report, Step)] == [-1]
+
+
+def test_what_could_not_be_taken_back_is_not_taken_for_a_success_when_it_is_offered_again() -> None:
+    refused = step(under_way(Phase.CONFIRMING), Failed(Confirm(DeploymentId("1"), 1), UNHEALTHY, 4))
+    left = step(refused, Failed(RollBack(DeploymentId("1"), 2), SAYS_NO, 5))
+
+    assert verdict(replace(left, outbox=()), offered(running="2", offer="get:9")) == Verdict.REFUSED
+    assert verdict(at_rest(), offered(running="2", offer="get:9")) == Verdict.RUNNING
+
+
+def test_a_module_that_was_taken_out_of_the_configuration_is_refused_for_a_day() -> None:
+    state = step(
+        under_way(Phase.INSTALLING, tries=2),
+        Failed(Install(DeploymentId("1"), 1), Failure(Code.UNSUPPORTED, "module app: not configured any more"), 5),
+    )
+
+    assert state.deployment is None
+    assert [refusal.lapses for refusal in state.refusals] == [5 + 86400]
+
+
+def test_a_program_that_installs_is_not_interrupted_to_mark_a_slot_good() -> None:
+    state = step(under_way(Phase.ACTIVATING), MarkGoodRequested(9))
+
+    assert isinstance(work_for(state), Activate)
+    assert isinstance(work_for(replace(state, deployment=None)), MarkGood)
 
 
 def test_another_modules_package_waits_its_turn() -> None:
