@@ -454,7 +454,9 @@ class Module:
     """What the platform upgrades separately; `default` is the system image."""
 
     installer: InstallerKind = _key(Choice(InstallerKind), "slots", "what the module is made of")
-    version: VersionSource = _key(Version(), "os-release:IMAGE_VERSION", "where the running version is read")
+    version: VersionSource = _key(
+        Version(), "os-release:IMAGE_VERSION", "where the running version is read; files: installed, if not set"
+    )
     directory: Path | None = _key(
         File(), "", "files only, and needed there: holds a directory for each version, and the link to the current one"
     )
@@ -560,8 +562,8 @@ class Config:
 
     @property
     def needs_slots(self) -> bool:
-        """Whether the system itself is upgraded here; else no boot loader is asked for anything."""
-        return any(module.installer is InstallerKind.SLOTS for module in self.modules.values())
+        """Whether there are slots here, or should be; else no boot loader is asked for anything."""
+        return bool(self.slots) or any(module.installer is InstallerKind.SLOTS for module in self.modules.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -725,11 +727,28 @@ class _Reading:
                 values[section.name] = self._settings(section.name, section, table)
             else:
                 values[section.name] = self._family(section, section.names, table)
-        if not values["modules"]:
-            values["modules"] = {"default": Module()}
+        values["modules"] = self._modules(values["modules"], document)
         for family in ("modules", "slots"):
             values[family] = MappingProxyType(values[family])
         return Config(**values, file=self.file)
+
+    def _modules(self, modules: Mapping[str, Module], document: Mapping[str, Any]) -> dict[str, Module]:
+        """With the system image, which need not be written down, and with the defaults that the installer decides."""
+        has_slots = "slots" in document or not modules
+        if has_slots and not any(module.installer is InstallerKind.SLOTS for module in modules.values()):
+            modules = {"default": Module(), **modules}
+        tables: Any = document.get("modules")
+        tables = tables if isinstance(tables, dict) else {}
+        made: dict[str, Module] = {}
+        for name, module in modules.items():
+            made[name] = module
+            if name in tables and "version" not in tables[name] and module.installer is not InstallerKind.SLOTS:
+                if module.installer is InstallerKind.FILES:
+                    made[name] = replace(module, version=InstalledVersion())
+                else:
+                    hint = 'write for example version = "command:/usr/lib/app/version": only its owner can tell'
+                    self._add(f"modules.{name}.version", "missing", hint)
+        return made
 
     def credential(self, device: DeviceSettings, environ: Mapping[str, str]) -> DeviceSettings:
         """`device` with exactly one credential, or a problem."""
@@ -811,6 +830,9 @@ class _Reading:
 
     def _check_modules(self, config: Config) -> None:
         """Each module with what its installer needs, and nothing that only another one reads."""
+        if config.slots and not any(module.installer is InstallerKind.SLOTS for module in config.modules.values()):
+            hint = 'give one module installer = "slots", or remove [slots]: then no boot loader is asked for anything'
+            self._add("modules", "none is made of the slots", hint)
         is_simulated = config.boot.backend is Backend.SIMULATED or self._is_wrong("boot.backend")
         first: dict[Path, str] = {}
         for name, module in config.modules.items():

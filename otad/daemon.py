@@ -39,7 +39,7 @@ from otad.offers import Offers
 from otad.orders import Orders
 from otad.reporter import Reporter
 from otad.store import InUseError, Lock, Store
-from otad.telemetry import Progress, Telemetry
+from otad.telemetry import Telemetry
 from otad.units import format_duration
 from otad.worker import RebootByExit, Worker
 
@@ -162,9 +162,10 @@ class Daemon:
             self._installers,
             self._cloud,
             self._telemetry,
-            self._machine.version,
+            self._machine.version_of,
             self._transfer,
             self._farewell,
+            holds=self._config_errors,
         )
         self._coordinator = Coordinator(
             self._store, self._store.load(), worker.carry_out, self._let_go, self._telemetry
@@ -222,10 +223,6 @@ class Daemon:
         from otad.transfer.download import Checkpoint, download  # noqa: PLC0415
         from otad.transfer.sources import Sources  # noqa: PLC0415
 
-        if self._config_errors:
-            # Nothing new is brought in by halves of a configuration; what is booted is still confirmed or rolled back.
-            self._telemetry.publish(Progress(deployment.id, waits_for="the configuration to be put right"))
-            await asyncio.Event().wait()
         work = Download(deployment.id, deployment.run)
 
         async def checkpointed(checkpoint: Checkpoint) -> None:
@@ -249,7 +246,7 @@ class Daemon:
             self._config.update.format == configuration.Format.AUTO,
             checkpointed,
             self._telemetry.publish,
-            is_raw=lambda head: sniff(head) == Format.RAW and not deployment.in_place and not deployment.notice.files,
+            is_raw=lambda head: sniff(head) == Format.RAW,
         )
         return kind == PlaceKind.SLOT
 

@@ -5,6 +5,7 @@ A version that cannot be read, or that the platform would not take, is None toge
 informed; status and doctor say why.
 """
 
+import errno
 import re
 import shlex
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from otad import programs
 from otad.boot.simulated import slot_version
 from otad.config import CommandVersion, FileVersion, InstalledVersion, OsReleaseVersion, SlotVersion, VersionSource
-from otad.durable import Disk
+from otad.durable import Disk, leads_to
 from otad.installed import version_in
 from otad.threads import in_thread
 from otad.units import format_duration
@@ -25,10 +26,11 @@ _VALID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A version, or why there is none."""
+    """A version, or why there is none. `absent`: because nothing is installed yet, which is no fault."""
 
     version: str | None
     problem: str = ""
+    absent: bool = False
 
 
 async def running_version(
@@ -84,17 +86,17 @@ def _file(disk: Disk, path: Path) -> Evidence:
     try:
         content = disk.read(path, _BYTES_MAX)
     except OSError as error:
-        return Evidence(None, f"{path}: {error.strerror}")
+        return Evidence(None, f"{path}: {error.strerror}", absent=error.errno == errno.ENOENT)
     return _checked(content.decode(errors="replace").strip(), str(path))
 
 
 def _installed(disk: Disk, link: Path) -> Evidence:
-    """Of the directory that the link points to, and that is there."""
+    """Of the directory that the link leads to, however it is spelled, and that is there."""
     try:
         target = disk.read_link(link)
         if target is None:
-            return Evidence(None, f"{link}: nothing is installed yet")
-        version = version_in(target)
+            return Evidence(None, f"{link}: nothing is installed yet", absent=True)
+        version = version_in(leads_to(disk, link) or "")
         if version is None:
             return Evidence(None, f"{link}: points to {target[:64]!r}, which otad has not installed")
         disk.names(link.parent / target)

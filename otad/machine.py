@@ -2,7 +2,8 @@
 """What the machine shows: which slot is booted, what the boot loader holds, which versions run. Read, never remembered.
 
 A look at the boot loader's store is cheap and shown for a second. Evidence of a version may be a program of the owner,
-so it is read again only where it may have changed: at a boot, and when a deployment enters another phase.
+so it is read again only where it may have changed: at a boot, and when a deployment begins, ends or enters another
+phase.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from otad.boot.simulated import slot_version
 from otad.config import Backend, Config, InstallerKind
 from otad.coordinator import now
 from otad.core.events import Started
-from otad.core.model import DEFAULT_MODULE, Board, ModuleName, Slot, State
+from otad.core.model import DEFAULT_MODULE, Board, Deployment, ModuleName, Slot, State
 from otad.durable import Disk
 from otad.errors import UpdateError
 from otad.evidence import Evidence
@@ -79,12 +80,18 @@ class Machine:
 
     async def version(self, name: ModuleName) -> Evidence:
         """The version of this module that runs now, by evidence."""
-        module = self.modules[name]
+        module = self.modules.get(name)
+        if module is None:
+            return Evidence(None, "not configured on this gateway", absent=True)
         booted = self._seen.board.booted if self._seen.board else None
         device = self.devices.get(booted) if booted is not None else None
         return await evidence.running_version(
             module.version, self._disk, device, link=_link(module.directory, module.link)
         )
+
+    async def version_of(self, deployment: Deployment) -> Evidence:
+        """Of what this deployment upgrades. The system's own, whatever a new system's configuration calls it."""
+        return await (self.version(deployment.notice.identity.module) if deployment.in_place else self.system_version())
 
     async def system_version(self) -> Evidence:
         system = self.system
@@ -127,7 +134,8 @@ class Machine:
             board = await in_thread(self._boot.view)
         self._seen = replace(self._seen, board=board)  # evidence may need to know which slot is booted
         versions = self._seen.versions
-        phase = (state.boot_id, state.deployment.phase if state.deployment else None)
+        deployment = state.deployment
+        phase = (state.boot_id, state.last, deployment and (deployment.id, deployment.run, deployment.phase))
         if phase != self._seen.phase:
             versions = {name: await self.version(name) for name in self.modules}
         slots: dict[Slot, str | None] = dict.fromkeys(self.devices)

@@ -14,7 +14,7 @@ from otad.config import InstallerKind
 from otad.coordinator import Coordinator, now
 from otad.core.events import Noticed, Rejected
 from otad.core.model import Identity, ModuleName, Notice
-from otad.core.step import Verdict, verdict
+from otad.core.step import Verdict, unconfigured_key, verdict
 from otad.errors import Code, Failure
 from otad.machine import Machine
 
@@ -87,19 +87,19 @@ class Offers:
             return None
         match answer:
             case Offered(notice, offer):
-                why_not = self._why_not(notice)
+                why_not = self.why_not(notice)
                 if not why_not:
                     return await self.noticed(notice, offer)
                 identity = notice.identity
                 failure = Failure(Code.UNSUPPORTED, why_not)
-                return Rejected(identity.key, identity.module, identity.version, failure, offer, now())
+                return Rejected(unconfigured_key(identity), identity.module, identity.version, failure, offer, now())
             case Unusable():
                 return Rejected(answer.key, answer.module, answer.version, answer.failure, answer.offer, now())
             case Nothing(module):
                 self.waiting.pop(module, None)
                 return None
 
-    def _why_not(self, notice: Notice) -> str:
+    def why_not(self, notice: Notice) -> str:
         """Why this gateway cannot carry it out at all; "" if it can."""
         module = self._machine.modules.get(notice.identity.module)
         if module is None:

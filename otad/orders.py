@@ -20,8 +20,8 @@ from otad.core.events import (
     RetryRequested,
     RollBackRequested,
 )
-from otad.core.model import DEFAULT_MODULE, Digest, DigestMethod, Identity, Notice, Origin, Slot
-from otad.core.step import Verdict, objection, verdict
+from otad.core.model import DEFAULT_MODULE, Digest, DigestMethod, Identity, Notice, Origin, Phase, Slot
+from otad.core.step import Verdict, objection, verdict, where_back
 from otad.core.work import is_on_trial
 from otad.errors import Code, UpdateError
 from otad.machine import Machine
@@ -92,7 +92,7 @@ class Orders:
                     *(
                         f"module {module}: version not known: {found.problem}"
                         for module, found in self._machine.versions.items()
-                        if found.version is None
+                        if found.version is None and not found.absent
                     ),
                 ),
             )
@@ -125,6 +125,9 @@ class Orders:
                     words.append(f"{name}nothing is offered")
                 case Unusable():
                     words.append(f"{name}{answer.version or 'a package'} is offered and refused: {answer.failure}")
+                case Offered(notice) if self._offers.why_not(notice):
+                    why_not = self._offers.why_not(notice)
+                    words.append(f"{name}{notice.identity.version} is offered and refused: {why_not}")
                 case Offered(notice, offer):
                     meaning = verdict(self._coordinator.state, await self._offers.noticed(notice, offer))
                     words.append(f"{name}{notice.identity.version} is offered: {_VERDICT_WORDS[meaning]}")
@@ -183,7 +186,9 @@ class Orders:
         request = MarkGoodRequested(now())
         change = await self._coordinator.submit(request)
         _object(objection(change.before, request))
-        board = change.before.board
+        board, deployment = change.before.board, change.before.deployment
+        if deployment is not None and deployment.in_place and deployment.phase == Phase.CONFIRMING:
+            return f"trusting module {deployment.notice.identity.module}, without its health checks"
         return f"marking slot {board.booted if board else '?'} good"
 
     async def rollback(self) -> str:
@@ -193,7 +198,7 @@ class Orders:
         change = await self._coordinator.submit(request)
         _object(objection(change.before, request))
         deployment = change.after.deployment
-        return f"rolling back to slot {deployment.old if deployment else '?'}"
+        return f"rolling back {where_back(deployment)}" if deployment else "rolled back"
 
 
 _VERDICT_WORDS = {

@@ -89,8 +89,10 @@ def silent_modules(state: State, system: ModuleName | None) -> frozenset[ModuleN
     silent: set[ModuleName] = set()
     if system is not None and (board is None or board.booted is None or board.booted in state.tainted):
         silent.add(system)
-    elif deployment is not None and _is_unproven(deployment):
+    if deployment is not None and _is_unproven(deployment):
         silent.add(deployment.notice.identity.module)
+        if system is not None and not deployment.in_place:
+            silent.add(system)  # the new system's configuration may call it something else
     return frozenset(silent)
 
 
@@ -175,8 +177,8 @@ class Reporter:
         may_ask = not is_on_trial(state)
         if may_ask and not connection.asked:
             await self._ask(connection, patient=any(r.serial in connection.kept for r in state.outbox))
-        elif state.outbox and self._may_deliver(connection, state, state.outbox[0]):
-            await self._deliver(connection, state.outbox[0])
+        elif (report := self._deliverable(connection, state)) is not None:
+            await self._deliver(connection, report)
         elif pending := [
             m for m in self._modules if m not in connection.informed | silent_modules(state, self._system)
         ]:
@@ -188,6 +190,15 @@ class Reporter:
         else:
             return await self._tell_progress(state)
         return True
+
+    def _deliverable(self, connection: "_Connection", state: State) -> Report | None:
+        """The first that may be told now. Within a module their order stays; one module does not wait for another."""
+        held: set[ModuleName] = set()
+        for report in state.outbox:
+            if report.module not in held and self._may_deliver(connection, state, report):
+                return report
+            held.add(report.module)
+        return None
 
     def _may_deliver(self, connection: "_Connection", state: State, report: Report) -> bool:
         match report:
@@ -244,24 +255,30 @@ class Reporter:
         if offered is not None and offered != step.identity:
             return f"it is about {step.identity.version}, and the platform offers {offered.version} now"
         if step.step == 100:
-            evidence = await self._modules[step.module]()
+            evidence = await self._evidence(step.module)
             if evidence.version not in (None, step.identity.version):
                 return f"{step.identity.version} was confirmed, but {evidence.version} runs now"
         return ""
 
     async def _inform(self, module: ModuleName) -> None:
         """Tell the version that evidence shows. One that cannot be read is not told; that is said when it begins."""
-        evidence = await self._modules[module]()
+        evidence = await self._evidence(module)
         for _ in range(EVIDENCE_TRIES - 1):
-            if evidence.version is not None:
+            if evidence.version is not None or evidence.absent:
                 break
             await asyncio.sleep(EVIDENCE_PAUSE_S)
-            evidence = await self._modules[module]()
+            evidence = await self._evidence(module)
         if evidence.version is not None:
             await self._cloud.inform(module, evidence.version)
         elif self._unreadable.get(module) != evidence.problem:
-            log.error("module %s: version not known, not informed: %s", module, evidence.problem)
+            level = logging.INFO if evidence.absent else logging.ERROR
+            log.log(level, "module %s: version not known, not informed: %s", module, evidence.problem)
         self._unreadable[module] = evidence.problem
+
+    async def _evidence(self, module: ModuleName) -> Evidence:
+        """Of a module that is owed a report and has been taken out of the configuration there is none."""
+        read = self._modules.get(module)
+        return await read() if read is not None else Evidence(None, "not configured on this gateway", absent=True)
 
     # -- progress
 

@@ -16,7 +16,7 @@ from otad import health, ids, programs
 from otad.boot.control import BootControl
 from otad.cloud.cloud import Cloud
 from otad.config import Config
-from otad.core.model import Deployment, Identity, ModuleName, Origin, Slot
+from otad.core.model import Deployment, ModuleName, Origin, Slot
 from otad.core.work import Activate, Confirm, Download, Install, MarkGood, Reboot, RollBack, Work
 from otad.errors import Code, UpdateError
 from otad.evidence import Evidence
@@ -55,13 +55,16 @@ class Worker:
         modules: Mapping[ModuleName, InPlace],
         cloud: Cloud,
         telemetry: Telemetry,
-        evidence: Callable[[ModuleName], Awaitable[Evidence]],
+        evidence: Callable[[Deployment], Awaitable[Evidence]],
         transfer: Callable[[Deployment], Awaitable[bool]],
         farewell: Callable[[], Awaitable[None]],
+        *,
+        holds: bool = False,
     ) -> None:
-        """`modules` carry out what is not made of slots; `evidence` reads a module's running version; `transfer` brings
-        a package to its place and checks it there, True if that is the slot; `farewell` returns when the platform has
-        been told what it should know before a reboot."""
+        """`modules` carry out what is not made of slots; `evidence` reads the running version of what is upgraded;
+        `transfer` brings a package to its place and checks it there, True if that is the slot; `farewell` returns when
+        the platform has been told what it should know before a reboot. `holds`: the configuration has errors, so that
+        nothing new is brought in by halves of it; what is booted is still confirmed or rolled back."""
         self._config = config
         self._boot = boot
         self._slots = slots
@@ -71,6 +74,7 @@ class Worker:
         self._evidence = evidence
         self._transfer = transfer
         self._farewell = farewell
+        self._holds = holds
 
     async def carry_out(self, work: Work, deployment: Deployment | None) -> bool:
         """Do it. True if the platform was reached within the last hour."""
@@ -78,6 +82,9 @@ class Worker:
             await self._mark_good(work.slot)
             return self._online_recently()
         assert deployment is not None
+        if self._holds and (isinstance(work, Download | Install | Activate) or _is_trial_in_place(work, deployment)):
+            self._telemetry.publish(Progress(deployment.id, waits_for="the configuration to be put right"))
+            await asyncio.Event().wait()
         match work:
             case Download():
                 await self._pause(deployment)
@@ -97,6 +104,8 @@ class Worker:
             case Confirm():
                 await self._confirm(deployment)
             case RollBack() if deployment.in_place:
+                if deployment.idle_starts > RESTORE_TRIES:  # it may be what ends us
+                    await self._wait(deployment, "the next try to go back", 2.0**deployment.idle_starts)
                 await self._installer(deployment).restore(deployment)
             case RollBack():
                 await self._roll_back(deployment)
@@ -149,10 +158,9 @@ class Worker:
     # -- after the reboot
 
     async def _confirm(self, deployment: Deployment) -> None:
-        identity = deployment.notice.identity
         if not deployment.by_hand:
             if deployment.notice.origin != Origin.RECOVERED:
-                await self._compare_version(identity)
+                await self._compare_version(deployment)
             await self._pass_health(deployment)
             if self._config.health.require_session and deployment.online_before:
                 await self._reach_platform(deployment)
@@ -165,7 +173,7 @@ class Worker:
         deadline = time.monotonic() + self._config.health.timeout_s
         while True:
             try:
-                await self._compare_version(deployment.notice.identity)
+                await self._compare_version(deployment)
                 break
             except UpdateError as error:
                 left_s = deadline - time.monotonic()
@@ -175,11 +183,12 @@ class Worker:
                 await asyncio.sleep(min(health.ASK_AGAIN_S, left_s))
         await self._pass_health(deployment)
 
-    async def _compare_version(self, identity: Identity) -> None:
-        evidence = await self._evidence(identity.module)
+    async def _compare_version(self, deployment: Deployment) -> None:
+        identity = deployment.notice.identity
+        evidence = await self._evidence(deployment)
         if evidence.version != identity.version:
             says = evidence.version or f"nothing ({evidence.problem})"
-            what = "image" if identity.module not in self._modules else f"module {identity.module}"
+            what = f"module {identity.module}" if deployment.in_place else "image"
             raise UpdateError(Code.VERSION, f"version: the {what} says {says}, the notice says {identity.version}")
 
     async def _pass_health(self, deployment: Deployment) -> None:
@@ -274,6 +283,11 @@ class Worker:
     def _waits(self, deployment: Deployment | None, what: str, seconds: float) -> None:
         progress = self._telemetry.progress or Progress(deployment.id if deployment else None)
         self._telemetry.publish(replace(progress, waits_for=what, waits_until=time.time() + seconds, rate=0.0))
+
+
+def _is_trial_in_place(work: Work, deployment: Deployment) -> bool:
+    """A system that was booted must be decided on; a module that was switched can wait for its health checks."""
+    return isinstance(work, Confirm) and deployment.in_place
 
 
 async def _order(command: Sequence[str]) -> None:

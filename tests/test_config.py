@@ -30,6 +30,7 @@ from otad.config import (
     FileVersion,
     Format,
     HealthSettings,
+    InstalledVersion,
     InstallerKind,
     Loaded,
     Module,
@@ -440,8 +441,22 @@ TWO_KEYS = [
     ),
     (
         "a command without a program",
-        {"modules.app.installer": '"command"'},
+        {"modules.app.installer": '"command"', "modules.app.version": '"file:/v"'},
         ['modules.app.command: missing: installer = "command" needs it'],
+    ),
+    (
+        "a command, and nobody tells its version",
+        {"modules.app.installer": '"command"', "modules.app.command": '["/x"]'},
+        ["modules.app.version: missing"],
+    ),
+    (
+        "slots, and the system image is files",
+        {
+            "modules.default.installer": '"files"',
+            "modules.default.directory": '"/x"',
+            "modules.default.version": '"installed"',
+        },
+        ["modules: none is made of the slots"],
     ),
     (
         "slots with keys of the others",
@@ -983,3 +998,23 @@ def test_no_damage_to_a_sound_file_makes_loading_raise(tmp_path: Path, at: float
     loaded = check_loads(tmp_path, sound[:cut] + put + sound[cut + taken :])
 
     assert not loaded.can_boot or len(loaded.config.slots) >= 2
+
+
+def test_the_system_image_need_not_be_written_down_beside_another_module(tmp_path: Path) -> None:
+    app = {"modules.app.installer": '"files"', "modules.app.directory": '"x"'}
+    loaded = read(tmp_path, {"modules.default.version": None, **app})
+
+    assert loaded.problems == ()
+    assert list(loaded.config.modules) == ["default", "app"]
+    assert loaded.config.modules["default"] == Module()
+    assert loaded.config.modules["app"].version == InstalledVersion()
+    assert loaded.config.needs_slots
+
+
+def test_without_slots_no_boot_loader_is_needed(tmp_path: Path) -> None:
+    without: Edits = {key: None for key in SOUND if key.startswith(("slots", "boot", "modules"))}
+    loaded = read(tmp_path, {**without, "modules.app.installer": '"files"', "modules.app.directory": '"x"'})
+
+    assert loaded.problems == ()
+    assert loaded.can_boot
+    assert not loaded.config.needs_slots

@@ -14,6 +14,7 @@ from otad.coordinator import Coordinator
 from otad.core.events import Filed, Noticed
 from otad.core.model import (
     DEFAULT_MODULE,
+    NO_SLOT,
     Board,
     BootId,
     Deployment,
@@ -35,7 +36,7 @@ from otad.core.model import (
 from otad.core.work import Work
 from otad.durable import RealDisk
 from otad.evidence import Evidence
-from otad.reporter import INFORM_S, Reporter, progress_step
+from otad.reporter import INFORM_S, Reporter, progress_step, silent_modules
 from otad.store import Store
 from otad.telemetry import Progress, Telemetry
 
@@ -319,6 +320,41 @@ async def test_progress_is_thinned_and_follows_the_checkpoint(tmp_path: Path) ->
 )
 def test_progress_step(deployment: Deployment, progress: Progress | None, step: int | None) -> None:
     assert progress_step(deployment, progress) == step
+
+
+APP = ModuleName("app")
+
+
+async def test_a_module_that_must_not_be_informed_holds_up_no_other(tmp_path: Path) -> None:
+    cloud = FakeCloud()
+    outbox = (Inform(1, DEFAULT_MODULE), Step(2, APP, -1, "sick", replace(IDENTITY, module=APP)), Inform(3, APP))
+    async with reporting(tmp_path, _state(tainted=(A,), outbox=outbox), cloud) as (coordinator, telemetry):
+        cloud.come()
+        await cloud.until(lambda: "step -1: sick" in cloud.said)
+        await _settled(coordinator, telemetry)
+
+        assert cloud.said == ["ask", "step -1: sick"]  # the version of a module that is not configured any more is not
+        assert coordinator.state.outbox == (Inform(1, DEFAULT_MODULE),)
+
+
+def test_what_is_being_switched_is_not_informed_wherever_it_happens() -> None:
+    app = replace(IDENTITY, module=APP)
+    deployment = _deployment(
+        notice=Notice(app, "https://x/y"), old=NO_SLOT, target=NO_SLOT, phase=Phase.CONFIRMING, switched=True
+    )
+
+    assert silent_modules(_state(deployment=deployment), DEFAULT_MODULE) == {APP}
+    assert silent_modules(_state(deployment=deployment, tainted=(A,)), DEFAULT_MODULE) == {APP, DEFAULT_MODULE}
+    assert silent_modules(_state(deployment=deployment), None) == {APP}
+    begun = replace(deployment, phase=Phase.INSTALLING, switched=False)
+    assert silent_modules(_state(deployment=begun), DEFAULT_MODULE) == frozenset()
+
+
+def test_a_system_on_trial_is_silent_whatever_its_configuration_calls_it() -> None:
+    assert silent_modules(_state(deployment=_deployment(phase=Phase.CONFIRMING)), ModuleName("system")) == {
+        DEFAULT_MODULE,
+        ModuleName("system"),
+    }
 
 
 async def _settled(coordinator: Coordinator, telemetry: Telemetry) -> None:

@@ -561,7 +561,7 @@ class Board:
                     began = clock()
                 await asyncio.sleep(1 + (clock() - began) / 100)
 
-        async def version(module: ModuleName) -> Evidence:
+        async def version(deployment: Deployment) -> Evidence:
             return await running()
 
         worker = Worker(self.config, boot, installer, {}, cloud, telemetry, version, transfer, farewell)

@@ -239,3 +239,72 @@ async def test_a_gateway_without_slots(tmp_path: Path) -> None:
         assert job.state is JobState.SUCCEEDED
         assert world.gateway.status()["booted"] == "system"
         await world.gateway.stop()
+
+
+async def test_status_shows_what_an_upgrade_in_place_has_brought(world: World) -> None:
+    world.power_on()
+    await world.ended(world.push(app(world, "1.0")))
+    assert (await world.idle("a"))["modules"]["app"] == {"version": "1.0"}
+
+    await world.ended(world.push(app(world, "2.0")))  # nobody looks meanwhile
+
+    assert (await world.idle("a"))["modules"]["app"] == {"version": "2.0"}
+
+
+async def test_a_refusal_for_want_of_configuration_ends_with_it(world: World) -> None:
+    text = world.gateway.config.read_text()
+    head, _, rest = text.partition("[modules.app]")
+    world.gateway.config.write_text(head + rest[rest.index("[modules.mcu]") :])
+    world.power_on()
+    package = app(world, "1.0")
+    refused = await world.ended(world.push(package))
+    await world.power_off()
+    world.gateway.config.write_text(text)
+    world.power_on()
+    await world.status(lambda status: "app" in status["modules"] and status["session"]["state"] == "online")
+
+    accepted = await world.ended(world.push(package))
+
+    assert (refused.state, accepted.state) == (JobState.FAILED, JobState.SUCCEEDED)
+    assert (await world.idle("a"))["refused"] == []
+
+
+@pytest.mark.parametrize("edit", ["removed", "mistyped"])
+async def test_a_module_whose_configuration_goes_in_mid_switch(world: World, edit: str) -> None:
+    """Removed, it is the end of its deployment, with a word; mistyped, all waits for the configuration."""
+    flash(world, "touch begun; sleep 60")
+    job = world.push(app(world, "2-0-0", "mcu"))
+    world.power_on()
+    await world.status(lambda status: (world.gateway.directory / "begun").exists())
+    await world.power_off()
+    text = world.gateway.config.read_text()
+    head = text.partition("[modules.mcu]")[0]
+    flash(world, 'echo "$OTAD_VERSION" > mcu.version')
+    if edit == "removed":
+        world.gateway.config.write_text(head)
+        world.power_on()
+        assert (await world.ended(job)).state is JobState.FAILED
+        status = await world.status(lambda status: status["deployment"] is None and not status["outbox"])
+        assert "not configured" in status["last"]["reason"]
+        assert world.gateway.exits == []
+        assert (await world.ended(world.push(app(world, "1.0")))).state is JobState.SUCCEEDED
+        return
+    world.gateway.config.write_text(text.replace('timeout = "20 s"', 'timeout = "20 parsecs"'))
+    world.power_on()
+    await world.status(lambda status: "the configuration to be put right" in status["next"])
+    await world.power_off()
+    world.gateway.config.write_text(text)
+    world.power_on()
+    assert (await world.ended(job)).state is JobState.SUCCEEDED
+
+
+async def test_an_answer_about_a_module_that_nobody_has_is_said_and_survived(world: World) -> None:
+    world.power_on()
+    await world.informed("1-0-0")
+    world.platform.faults.edit_notice = lambda message: message["data"] and message["data"].update(module="radio")
+    world.push(world.package("2-0-0", MIB), need_push=False)
+
+    status, said = await world.otad("check")
+
+    assert (status, "module radio: not configured on this gateway" in said) == (0, True), said
+    assert world.gateway.exits == []
