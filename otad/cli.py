@@ -171,8 +171,7 @@ def _install(arguments: argparse.Namespace) -> int:
     else:
         file = Path(os.path.abspath(url))
         url = file.as_uri()
-        if version is None or module is None:
-            version, module = _as_the_manifest_says(file, version, module)
+        version, module = _as_the_manifest_says(file, version, module)
         sha256, size = _proof(file, sha256)
     return _order(
         arguments,
@@ -186,7 +185,7 @@ def _install(arguments: argparse.Namespace) -> int:
 
 
 def _as_the_manifest_says(file: Path, version: str | None, module: str | None) -> tuple[str, str | None]:
-    """Version and module of an archive that says them itself; what was given on the command line goes first."""
+    """Version and module of an archive that says them itself; what is given besides must be the same."""
     from otad.errors import UpdateError
     from otad.installers.manifest import read_manifest
 
@@ -195,6 +194,8 @@ def _as_the_manifest_says(file: Path, version: str | None, module: str | None) -
     except OSError as error:
         _usage(f"{file}: {error.strerror}", "give a package, or its URL")
     except UpdateError as error:
+        if version is not None:
+            return version, module  # what is wrong with the package, its deployment says
         _usage(str(error), "give --version and --module, or put the archive's manifest.json right")
     if manifest is None and version is None:
         _usage(
@@ -203,6 +204,11 @@ def _as_the_manifest_says(file: Path, version: str | None, module: str | None) -
     if manifest is None:
         assert version is not None
         return version, module
+    for name, given, says in (("version", version, manifest.version), ("module", module, manifest.module)):
+        if given is not None and says is not None and given != says:
+            _usage(
+                f"--{name} {given}: the archive's manifest.json says {says}", f"leave --{name} out, or mend the archive"
+            )
     return version or manifest.version, module or manifest.module
 
 

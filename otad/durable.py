@@ -26,6 +26,7 @@ ALIGNMENT = 4096
 """What O_DIRECT asks of offsets, lengths and buffers on every device that otad knows."""
 _BLKGETSIZE64 = 0x80081272
 _READ_BYTES = 256 << 10
+_LINKS_MAX = 40  # as many as the kernel follows: path_resolution(7)
 _TMPFS_MAGIC, _RAMFS_MAGIC = 0x01021994, 0x858458F6
 
 
@@ -148,6 +149,44 @@ class Disk(Protocol):
         OSError EBUSY: it is mounted, or somebody else writes it.
         """
         ...
+
+
+def leads_to(disk: Disk, link: Path) -> str | None:
+    """What a symbolic link leads to in the end, as a name in the link's own directory, there or not; "a/b" is below it.
+
+    However it is spelled, and by whatever links. None where that lies elsewhere, or nowhere, or `link` is none.
+    """
+    directory = _end_of(disk, link.parent)
+    end = _end_of(disk, link)
+    if directory is None or end is None or end == directory / link.name or directory not in end.parents:
+        return None
+    return str(end.relative_to(directory))
+
+
+def _end_of(disk: Disk, path: Path) -> Path | None:
+    """Where an absolute path leads to without any symbolic link in it; None where they go round in circles."""
+    end, left, links = Path("/"), [*reversed(path.parts[1:])], 0
+    while left:
+        part = left.pop()
+        if part == "..":
+            end = end.parent
+            continue
+        try:
+            target = disk.read_link(end / part)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTDIR):
+                raise
+            target = None  # no link
+        if target is None:
+            end /= part
+            continue
+        links += 1
+        if links > _LINKS_MAX:
+            return None
+        if target.startswith("/"):
+            end = Path("/")
+        left += reversed([part for part in target.split("/") if part not in ("", ".")])
+    return end
 
 
 def pages(size: int) -> memoryview:

@@ -19,6 +19,9 @@ REAP_S = 5.0
 LINE_CHARACTERS = 200
 """So much of a line is repeated to a person."""
 
+LINES_PER_READ = 64
+"""So many lines are handed on at a time; a program that floods us has its older ones dropped."""
+
 _READ_BYTES = 64 << 10
 _READS_AT_THE_END = 16  # 1 MiB: the largest pipe there is without privileges
 
@@ -56,7 +59,7 @@ async def run(
 
     Whatever is left of its session then, or when the caller is canceled, is killed; of one that `leaves_work` behind
     only at the limit. Without `errors` its standard error is ours, and not in the output. `says` hears each line of the
-    output as it comes, its first LINE_CHARACTERS.
+    output as it comes, its first LINE_CHARACTERS; of more than LINES_PER_READ at once the newest.
     """
     loop = asyncio.get_running_loop()
     output = _Output(says)
@@ -108,7 +111,7 @@ async def run(
 
 
 class _Output:
-    """What a program has said: the end of it is kept, and each line handed on."""
+    """What a program has said: the end of it is kept, and its lines handed on."""
 
     def __init__(self, says: Callable[[str], None] | None) -> None:
         self.end = bytearray()
@@ -121,8 +124,9 @@ class _Output:
         self.end += chunk
         del self.end[:-OUTPUT_BYTES_MAX]
         if self._says is not None:
-            first, *others = chunk.split(b"\n")
-            self._line += first
+            # A split into all lines, and a call for each, would hold the loop: 64 KiB may be 65536 of them.
+            first, *others = chunk.rsplit(b"\n", LINES_PER_READ)
+            self._line[:] = (self._line + first).rpartition(b"\n")[2]
             for part in others:
                 self._says(self._line[:LINE_CHARACTERS].decode(errors="replace"))
                 self._line[:] = part

@@ -188,6 +188,14 @@ async def test_each_line_is_handed_on_as_it_comes(tmp_path: Path) -> None:
     assert lines == ["one", "two", "three", ""]
 
 
+async def test_of_a_flood_of_lines_the_newest_are_handed_on() -> None:
+    lines: list[str] = []
+    await run(shell("yes '' | head -c 2000000; yes 1234567 | head -c 4000000; echo end"), 60, says=lines.append)
+
+    assert lines[-2:] == ["1234567", "end"]
+    assert len(lines) < (2_000_000 + 500_000) / 4, "each line of it would cost the loop its time"
+
+
 async def test_long_lines_are_handed_on_cut_and_take_no_memory() -> None:
     lines: list[str] = []
     script = "head -c 8000000 /dev/zero | tr '\\0' x; echo; head -c 3000 /dev/urandom; echo; echo end"

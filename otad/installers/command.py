@@ -142,9 +142,9 @@ async def carry_out(
             break
         if result.status != EX_TEMPFAIL:
             raise UpdateError(Code.INSTALL, f"{command[0]}: {_ending(result.status)}{last}")
-        left = max(0.0, deadline - loop.time())
-        tell(f"{Path(command[0]).name}{last}", time.time() + left)
-        await asyncio.sleep(min(ASK_AGAIN_S, left))
+        wait_s = min(ASK_AGAIN_S, max(0.0, deadline - loop.time()))
+        tell(f"{Path(command[0]).name}{last}", time.time() + wait_s)
+        await asyncio.sleep(wait_s)
     raise UpdateError(Code.INSTALL, f"{command[0]}: not done within {format_duration(timeout_s)}{last}")
 
 

@@ -12,8 +12,9 @@ The link always points to a directory that was made whole and durable before (`t
 It is switched by renaming a new link over it, after the target of the old one is remembered, durably. So after a power
 cut it is the old or the new one, and every step may be repeated.
 
-Only names of the form above are ever removed; never what the link points to, nor what it would be switched back to.
-What else lies in the directory is its owner's.
+Only names of the form above are ever removed; never what the link leads to, nor what it would be switched back to,
+however that is spelled: the owner may move the link by hand. While it leads to none of these directories nobody knows
+what runs: then only `.partial` ones are removed. What else lies in the directory is its owner's.
 
 After each switch, also back, the module's command is run as `command` describes. It is told OTAD_MODULE,
 OTAD_DEPLOYMENT, OTAD_DIRECTORY (what the link points to now) and OTAD_VERSION (the version in it, "" where otad has not
@@ -26,7 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from otad.core.model import Deployment
-from otad.durable import Disk, Place
+from otad.durable import Disk, Place, leads_to
 from otad.errors import Code, UpdateError
 from otad.installed import PARTIAL, directory_name, is_ours, version_in
 from otad.installers.command import carry_out, module_environment
@@ -82,7 +83,7 @@ class FilesInstaller:
         name = directory_name(deployment)
         try:
             self._disk.make_directory(self._directory, mode=DIRECTORY_MODE)
-            if self._target() == name:
+            if self._target(self._link) == name:
                 return  # switched before the power failed: it was whole then, and may be in use now
             package = Package(deployment, place, unpack=self._format_auto)
             carry(self._disk, deployment, package, self._directory / name, stop, progress)
@@ -99,7 +100,7 @@ class FilesInstaller:
     def _switch(self, deployment: Deployment) -> str:
         name = directory_name(deployment)
         try:
-            target = self._target()
+            target = self._target(self._link)
             if target == name:
                 self._disk.sync_directory(self._directory)  # what is seen need not be durable
             elif name not in self._disk.names(self._directory):
@@ -115,35 +116,48 @@ class FilesInstaller:
         return name
 
     async def restore(self, deployment: Deployment) -> None:
-        """Point the link to what it pointed to before, if it points to this deployment's; then run the command."""
+        """Point the link to what it pointed to before, if it points to this deployment's; then run the command.
+
+        Where there was nothing before, what `install` has made is removed: `tidy` leaves it where there is no link.
+        """
         target = await in_thread(self._switch_back, deployment)
         await self._run(deployment, target)
+        if target is None:
+            await in_thread(self._remove, self._directory / directory_name(deployment))
 
     def _switch_back(self, deployment: Deployment) -> str | None:
         try:
-            target = self._target()
+            target = self._target(self._link)
             if target != directory_name(deployment):
                 self._disk.sync_directory(self._directory)
-                return target
-            target = self._disk.read_link(self._previous)
-            if target is None:
-                self._disk.remove(self._link)
             else:
-                self._disk.replace_link(self._link, target)
+                target = self._target(self._previous)
+                if target is None:
+                    self._disk.remove(self._link)
+                else:
+                    self._disk.replace_link(self._link, target)
         except OSError as error:
             raise storage_error(str(self._link), error) from error
         return target
 
-    def _target(self) -> str | None:
-        """Where the link points, in its own words; None where there is none."""
+    def _remove(self, directory: Path) -> None:
         try:
-            return self._disk.read_link(self._link)
+            self._disk.remove_tree(directory)
+        except OSError as error:
+            raise storage_error(str(directory), error) from error
+
+    def _target(self, link: Path) -> str | None:
+        """Which of otad's directories the link leads to; where it is none of them, in its own words; None: no link."""
+        try:
+            target = self._disk.read_link(link)
         except OSError as error:
             if error.errno == errno.EINVAL:
-                raise UpdateError(
-                    Code.INSTALL, f"{self._link}: not a symbolic link, and not otad's to remove"
-                ) from error
+                raise UpdateError(Code.INSTALL, f"{link}: not a symbolic link, and not otad's to remove") from error
             raise
+        if target is None:
+            return None
+        name = leads_to(self._disk, link)
+        return name if name is not None and version_in(name) is not None else target
 
     async def _run(self, deployment: Deployment, target: str | None) -> None:
         if not self._command:
@@ -158,15 +172,19 @@ class FilesInstaller:
     # -- tidying
 
     def tidy(self, deployment: Deployment | None) -> None:
-        """Remove the directories of other deployments, but for what runs and what it would be switched back to."""
+        """Remove the directories of other deployments, but for what runs and what it would be switched back to.
+
+        Where the link does not say what runs, only what was never finished.
+        """
         try:
             names = self._disk.names(self._directory)
         except FileNotFoundError:
             return  # nothing has been installed yet
-        links = [link for link in (self._link, self._previous) if link.name in names]
-        keep = {self._link.name, *(self._disk.read_link(link) for link in links)}
+        runs, before = (leads_to(self._disk, link) or "" for link in (self._link, self._previous))
+        knows = version_in(runs) is not None and runs in names
+        keep = {self._link.name, *(way.partition("/")[0] for way in (runs, before))}
         if deployment is not None:
             keep |= {directory_name(deployment), directory_name(deployment) + PARTIAL}
         for name in names:
-            if is_ours(name) and name not in keep:
+            if is_ours(name) and name not in keep and (knows or name.endswith(PARTIAL)):
                 self._disk.remove_tree(self._directory / name)

@@ -26,11 +26,15 @@ BOUNDS = Bounds(entries=1024, directory_bytes=1 << 20)
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The one image of a package: `name` for messages, `size` unpacked where known beforehand, else None."""
+    """The one image of a package: `name` for messages, `size` unpacked where known beforehand, else None.
+
+    Of what the package's manifest says only `files` is checked here.
+    """
 
     name: str
     size: int | None
     _content: "Stream"
+    manifest: Manifest | None = None
 
     def chunks(self, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
         """The image's bytes, once: chunks of exactly `chunk_bytes`, only the last one shorter.
@@ -113,7 +117,7 @@ def _image_in_archive(archive: Format, entries: Iterator[Entry], packed_as: Form
     inner = sniff(content.peek(HEAD_BYTES))
     match inner:
         case Format.RAW:
-            return Image(name, file.size, content)
+            return Image(name, file.size, content, manifest)
         case Format.TAR | Format.ZIP:
             raise fault(name, f"a {inner} in a {archive}")
         case Format.GZIP | Format.XZ | Format.ZSTD:
@@ -125,7 +129,7 @@ def _image_in_archive(archive: Format, entries: Iterator[Entry], packed_as: Form
     innermost = sniff(content.peek(HEAD_BYTES))
     if innermost is not Format.RAW:
         raise fault(name, f"holds {innermost}, not an image")
-    return Image(name, None, content)
+    return Image(name, None, content, manifest)
 
 
 def _files(archive: Format, entries: Iterator[Entry]) -> Iterator[Entry]:

@@ -5,7 +5,8 @@
 
 `version` is what the package brings, `module` what it is for (may be left out), `files` the SHA-256 of files in the
 archive by their names in it (may be left out, or name some of them only). It saves typing at `otad install`, and finds
-what went wrong where the archive was put together; who made the package is told by its digest and signature alone.
+what went wrong where the archive was put together or announced; who made the package is told by its digest and
+signature alone.
 
 An object that has none of these three keys is somebody else's manifest.json, and a file like any other. One that has,
 and is not as described, is the package's fault. Other keys are left for later versions.
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from otad.core.model import Identity
 from otad.errors import UpdateError
 from otad.installers.archive import Bounds, Entry, Kind, open_package
 from otad.installers.format import HEAD_BYTES, sniff
@@ -39,6 +41,13 @@ class Manifest:
     version: str
     module: str | None
     files: Mapping[str, str]
+
+    def check_notice(self, identity: Identity) -> None:
+        """What it is must be what was announced."""
+        if self.version != identity.version:
+            raise _fault(f"says version {self.version}, the notice says {identity.version}")
+        if self.module is not None and self.module != identity.module:
+            raise _fault(f"says module {self.module}, the notice says {identity.module}")
 
     def check(self, digests: Mapping[str, str]) -> None:
         """`digests` has the SHA-256 of all files by name: those named here must be there, and be the same."""

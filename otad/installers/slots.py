@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otad.boot.control import BootControl
-from otad.core.model import Board, Deployment, DeploymentId, Slot
+from otad.core.model import Board, Deployment, DeploymentId, Digest, Slot
 from otad.core.step import is_left_by_order
 from otad.durable import Disk, Place, pages
 from otad.errors import Code, UpdateError
@@ -37,6 +37,7 @@ SYNC_BYTES = 8 << 20
 
 if TYPE_CHECKING:
     from otad.installers.image import Image
+    from otad.installers.stream import HashingReader
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +94,17 @@ class SlotInstaller:
         try:
             head = staged.read(HEAD_BYTES)
             reader = HashingReader(staged, identity.digest.method)
-            image = open_image(reader, sniff(head), identity.size)
-            target = self._target(deployment, image.size)
-            written, digest = _write(stop, deployment, target, image, progress)
-            reader.drain()
-            if reader.hexdigest() != identity.digest.hex:
-                raise UpdateError(Code.DIGEST, "staging file: no longer what was checked there")
+            try:
+                image = open_image(reader, sniff(head), identity.size)
+                if image.manifest is not None:
+                    image.manifest.check_notice(identity)
+                target = self._target(deployment, image.size)
+                written, digest = _write(stop, deployment, target, image, progress)
+            except UpdateError as error:
+                if error.failure.code in (Code.FORMAT, Code.SPACE):
+                    _require_intact(reader, identity.digest)  # else it is the medium's fault and not the package's
+                raise
+            _require_intact(reader, identity.digest)
             _read_back(stop, deployment, target, written, digest, progress)
         except OSError as error:
             raise UpdateError(Code.MEDIUM, f"slot {deployment.target}: {error.strerror}") from error
@@ -208,6 +214,13 @@ class SlotInstaller:
         ready = old is not None and old.good and old.attempts_left >= self._attempts
         if board.primary != deployment.old or not ready or target is None or target.good:
             raise UpdateError(Code.BOOT, f"slot {deployment.target}: the boot loader does not hold it as bad")
+
+
+def _require_intact(reader: "HashingReader", digest: Digest) -> None:
+    """Read what is left of the staging file. UpdateError DIGEST if it is not what it should be."""
+    reader.drain()
+    if reader.hexdigest() != digest.hex:
+        raise UpdateError(Code.DIGEST, "staging file: no longer what was checked there")
 
 
 def too_large(deployment: Deployment, size: int, room: int, at_least: str = "") -> UpdateError:

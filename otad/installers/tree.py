@@ -54,10 +54,10 @@ class Package:
 
     def __init__(self, deployment: Deployment, place: Place, *, unpack: bool) -> None:
         """Without `unpack` an archive is a file like any other, as are all in a package of several."""
-        self.bytes = deployment.notice.identity.size
+        self._identity = deployment.notice.identity
+        self.bytes = self._identity.size
         self.manifest: Manifest | None = None  # an archive's, once its first file has been given
         self._artifacts = deployment.notice.artifacts
-        self._module = deployment.notice.identity.module
         self._place = place
         self._unpack = unpack and len(self._artifacts) == 1
         self._begin = 0  # of the artifact that is being read
@@ -79,7 +79,9 @@ class Package:
                 files += entry.kind is Kind.FILE
                 if entry.kind is Kind.FILE and files == 1:
                     entry, self.manifest = take_manifest(entry)  # noqa: PLW2901
-                yield replace(entry, name=entry.name or artifact.name or self._module)
+                    if self.manifest is not None:
+                        self.manifest.check_notice(self._identity)
+                yield replace(entry, name=entry.name or artifact.name or self._identity.module)
             self.require_intact()
             self._begin, self._reading = self._begin + artifact.size, None
 
@@ -129,7 +131,7 @@ def carry(
         filling.fill()
         filling.settle()
     except UpdateError as error:
-        if error.failure.code is Code.FORMAT:
+        if error.failure.code in (Code.FORMAT, Code.SPACE):
             package.require_intact()  # else it is the medium's fault and not the package's
         raise
     finally:

@@ -200,7 +200,7 @@ async def test_a_program_that_asks_to_be_run_again_is(world: World) -> None:
     assert world.runs == 2
     (wait,) = [progress for progress in world.progress if progress.waits_for]
     assert wait.waits_for == "flash: radio busy"
-    assert before < (wait.waits_until or 0) < before + 60
+    assert before < (wait.waits_until or 0) <= time.time() < before + 20, "the next run, not the end of all"
     assert world.progress[-1].waits_for == ""
 
 

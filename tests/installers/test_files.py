@@ -200,6 +200,16 @@ async def test_a_staging_file_that_has_changed_is_found_out(world: World) -> Non
         world.staging.release()
 
 
+async def test_a_staging_file_that_only_now_is_too_large_is_found_out(world: World) -> None:
+    changed = gzip.compress(tar({"zeros": bytes(20 * MIB)}))
+    world.disk.free = 10 * MIB + RESERVE_BYTES
+    new = deployment(bytes(len(changed)))
+    await stage(world.staging, new, changed)
+
+    found = await failure(world.installer.install(new, world.progress.append))
+    assert found == Failure(Code.DIGEST, "staging file: no longer what was checked there")
+
+
 async def test_of_several_files_the_one_that_has_changed_is_named(world: World) -> None:
     files = {"one": b"1" * 5000, "two": b"2" * 5000}
     new = deployment(files)
@@ -345,7 +355,8 @@ async def test_where_there_was_nothing_before_a_restore_takes_the_link_away(worl
         await world.installer.restore(new)
 
         assert not world.link.is_symlink()
-        assert await world.version() == Evidence(None, f"{world.link}: nothing is installed yet")
+        assert world.names() == []
+        assert await world.version() == Evidence(None, f"{world.link}: nothing is installed yet", absent=True)
 
 
 async def test_a_switch_made_twice_still_knows_the_way_back(world: World) -> None:
@@ -480,11 +491,97 @@ async def test_only_what_otad_has_made_is_ever_removed(world: World) -> None:
     foreign = ["1.2.3.4-5", "app-1.2.3-4", "factory", "2.0.0", "2.0.0.partial", "otad-1-2", ".hidden", "x.otad-y!"]
     for name in foreign:
         (world.directory / name).mkdir()
+    await world.switch(FILES, "2.0.0", SECOND)
     (world.directory / "1.0.0.otad-1-1").mkdir()
     (world.directory / "1.0.0.otad-1-2.partial" / "sub").mkdir(parents=True)
     world.installer.tidy(None)
 
-    assert world.names() == sorted(foreign)
+    assert world.names() == sorted([*foreign, "2.0.0.otad-65a1b2ff-8", "current"])
+
+
+HAND = [
+    ("{}/", "a slash"),
+    ("./{}", "a dot"),
+    ("{apps}/{}", "all of the path"),
+    ("../apps/{}", "around"),
+    ("stable", "a link of the owner's"),
+    ("{other}/{}", "another way to the directory"),
+]
+
+
+@pytest.mark.parametrize("spelling", [spelling for spelling, _ in HAND], ids=[what for _, what in HAND])
+async def test_what_the_owner_switched_to_is_kept_and_gone_back_to(world: World, spelling: str) -> None:
+    await world.switch({"v": b"1"}, "1.0.0", "65a1b2c3-7")
+    await world.switch({"v": b"2"}, "2.0.0", SECOND)
+    name = os.readlink(world.link)
+    (world.directory / "stable").symlink_to(name)
+    (world.directory.parent / "other").symlink_to("apps")
+    world.link.unlink()
+    world.link.symlink_to(spelling.format(name, apps=world.directory, other=world.directory.parent / "other"))
+    world.installer.tidy(None)
+    assert (read_tree(world.link), await world.version()) == ({"v": b"2"}, Evidence("2.0.0"))
+
+    world.program('echo "$OTAD_VERSION $(cat "$OTAD_DIRECTORY/v")" >> log')
+    new = await world.switch({"v": b"3"}, "3.0.0", THIRD)
+    world.installer.tidy(new)
+    await world.installer.restore(new)
+    world.installer.tidy(None)
+    assert (read_tree(world.link), await world.version()) == ({"v": b"2"}, Evidence("2.0.0"))
+    assert "3.0.0.otad-65a1b300-9" not in world.names()
+    assert (world.directory.parent / "log").read_text() == "3.0.0 3\n2.0.0 2\n"
+
+
+@pytest.mark.parametrize("spelling", ["{}/", "{apps}/{}"])
+async def test_a_deployments_own_link_is_known_however_it_is_spelled(world: World, spelling: str) -> None:
+    await world.switch({"v": b"1"}, "1.0.0", "65a1b2c3-7")
+    new = await world.switch({"v": b"2"}, "2.0.0", SECOND)
+    name = os.readlink(world.link)
+    world.link.unlink()
+    world.link.symlink_to(spelling.format(name, apps=world.directory))
+    (world.link / "written-by-the-app").touch()
+    await world.installer.install(new, world.progress.append)
+    await world.installer.activate(new)
+    assert (world.link / "written-by-the-app").exists()
+
+    await world.installer.restore(new)
+    assert read_tree(world.link) == {"v": b"1"}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [None, "9.0.0.otad-1-1", "1.0.0.otad-1-1/below", "1.0.0.otad-1-1.partial", "factory", "/", "current", "file/x"],
+)
+async def test_where_nobody_knows_what_runs_nothing_whole_is_removed(world: World, target: str | None) -> None:
+    for name in ("1.0.0.otad-1-1", "2.0.0.otad-1-2", "factory", "1.0.0.otad-1-1.partial", "2.0.0.otad-1-2.partial"):
+        (world.directory / name).mkdir(parents=True)
+    (world.directory / "file").touch()
+    if target is not None:
+        world.link.symlink_to(target)
+    world.installer.tidy(None)
+
+    kept = {"1.0.0.otad-1-1", "2.0.0.otad-1-2", "factory", "file"} | ({target} & {"1.0.0.otad-1-1.partial"})
+    assert set(world.names()) - {"current"} == kept
+
+
+async def test_a_directory_where_the_link_should_be_stops_no_tidying(world: World) -> None:
+    (world.directory / "1.0.0.otad-1-1").mkdir(parents=True)
+    world.link.mkdir()
+    world.installer.tidy(None)
+
+    assert world.names() == ["1.0.0.otad-1-1", "current"]
+
+
+async def test_what_would_be_gone_back_to_is_kept_however_that_is_spelled(world: World) -> None:
+    await world.switch({"v": b"1"}, "1.0.0", "65a1b2c3-7")
+    new = await world.switch({"v": b"2"}, "2.0.0", SECOND)
+    previous = world.directory / ".current.previous"  # as an earlier otad may have written it
+    name = os.readlink(previous)
+    previous.unlink()
+    previous.symlink_to(f"{world.directory}/{name}/")
+    world.installer.tidy(new)
+    await world.installer.restore(new)
+
+    assert (read_tree(world.link), os.readlink(world.link)) == ({"v": b"1"}, name)
 
 
 async def test_a_link_is_kept_whatever_it_is_called(world: World) -> None:
@@ -497,14 +594,17 @@ async def test_a_link_is_kept_whatever_it_is_called(world: World) -> None:
 
 
 async def test_tidying_keeps_what_the_deployment_is_at(world: World) -> None:
+    await world.switch(FILES, "1.0.0", THIRD)
     new = await world.install(tar(FILES), "2.0.0", SECOND)
     (world.directory / "2.0.0.otad-65a1b2ff-8.partial").mkdir()
+    (world.directory / "2.0.0.otad-65a1b2c3-7").mkdir()
     (world.directory / "2.0.0.otad-65a1b2c3-7.partial").mkdir()
     world.installer.tidy(new)
 
-    assert world.names() == ["2.0.0.otad-65a1b2ff-8", "2.0.0.otad-65a1b2ff-8.partial"]
+    runs = ["1.0.0.otad-65a1b300-9", "current"]
+    assert world.names() == sorted([*runs, "2.0.0.otad-65a1b2ff-8", "2.0.0.otad-65a1b2ff-8.partial"])
     world.installer.tidy(None)
-    assert world.names() == []
+    assert world.names() == runs
 
 
 async def test_where_nothing_was_installed_there_is_nothing_to_tidy(world: World) -> None:
@@ -534,6 +634,27 @@ async def test_a_file_that_a_manifest_names_must_be_there(world: World) -> None:
 
     found = await world.refusal(tar({"manifest.json": manifest, **FILES}))
     assert found == Failure(Code.FORMAT, "manifest.json: files: 'gone': not in the archive")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        ({"version": "9.9"}, "says version 9.9, the notice says 2.0.0"),
+        ({"version": "2.0.0", "module": "mcu"}, "says module mcu, the notice says app"),
+    ],
+)
+async def test_a_manifest_of_something_else_is_refused(world: World, manifest: dict[str, str], reason: str) -> None:
+    found = await world.refusal(gzip.compress(tar({"manifest.json": json.dumps(manifest).encode(), **FILES})))
+
+    assert found == Failure(Code.FORMAT, f"manifest.json: {reason}")
+    assert read_tree(world.directory) == {}, "before anything was written"
+
+
+async def test_a_manifest_of_what_was_announced_is_taken(world: World) -> None:
+    manifest = json.dumps({"version": "2.0.0", "module": "app"}).encode()
+    await world.installer.activate(await world.install(tar({"manifest.json": manifest, **FILES})))
+
+    assert await world.version() == Evidence("2.0.0")
 
 
 async def test_somebody_elses_manifest_is_a_file(world: World) -> None:

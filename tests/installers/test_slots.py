@@ -390,12 +390,14 @@ def zipped(image: bytes) -> bytes:
     return file.getvalue()
 
 
-def tarred(image: bytes, mode: str = "w") -> bytes:
+def tarred(image: bytes, mode: str = "w", manifest: bytes | None = None) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as archive:  # type: ignore[call-overload]
-        entry = tarfile.TarInfo("rootfs.img")
-        entry.size = len(image)
-        archive.addfile(entry, io.BytesIO(image))
+        for name, content in (("manifest.json", manifest), ("rootfs.img", image)):
+            if content is not None:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
     return file.getvalue()
 
 
@@ -470,10 +472,54 @@ async def test_a_staging_file_that_has_changed_since_is_found_out(world: World, 
         staged.seek(position)
         staged.write(bytes([byte[0] ^ 1]))
 
-    assert (await failure(world.install(deployment))).code in (Code.DIGEST, Code.FORMAT)
+    found = await failure(world.install(deployment))
+    assert found == Failure(Code.DIGEST, "staging file: no longer what was checked there")
     assert world.boot.view() == Board(A, A, (FULL, BAD))
     with pytest.raises(AssertionError, match="without a check"):
         await world.installer.activate(deployment)
+
+
+@pytest.mark.parametrize("name", ["zip", "tar", "xz"])
+async def test_a_staging_file_that_is_no_package_any_more_is_the_mediums_fault(world: World, name: str) -> None:
+    package = PACKAGES[name](IMAGE)
+    deployment = await world.stage(package)
+    file = world.staging / "1.package"
+    file.write_bytes(package[:300] + bytes(len(package) - 300))
+
+    found = await failure(world.install(deployment))
+    assert found == Failure(Code.DIGEST, "staging file: no longer what was checked there")
+
+
+async def test_a_staging_file_that_only_now_is_too_large_is_the_mediums_fault(world: World) -> None:
+    changed = gzip.compress(bytes(SLOT_BYTES + MIB))
+    deployment = await world.stage(bytes(len(changed)))
+    (world.staging / "1.package").write_bytes(changed)
+
+    found = await failure(world.install(deployment))
+    assert found == Failure(Code.DIGEST, "staging file: no longer what was checked there")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        (b'{"version": "9.9"}', "says version 9.9, the notice says 2-0-0"),
+        (b'{"version": "2-0-0", "module": "app"}', "says module app, the notice says default"),
+    ],
+)
+async def test_a_manifest_of_something_else_is_refused_before_anything_is_marked(
+    world: World, manifest: bytes, reason: str
+) -> None:
+    deployment = await world.stage(tarred(gzip.compress(IMAGE), manifest=manifest))
+
+    assert await failure(world.install(deployment)) == Failure(Code.FORMAT, f"manifest.json: {reason}")
+    assert (world.boot.orders, world.untouched()) == ([], True)
+
+
+async def test_a_manifest_of_what_was_announced_is_taken(world: World) -> None:
+    manifest = b'{"version": "2-0-0", "module": "default"}'
+    await world.install(await world.stage(tarred(IMAGE, manifest=manifest)))
+
+    assert world.holds(IMAGE)
 
 
 async def test_another_valid_package_in_the_staging_file_is_found_out_by_the_digest(world: World) -> None:

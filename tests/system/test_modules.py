@@ -215,6 +215,8 @@ async def test_a_local_package_says_what_it_is(world: World) -> None:
     world.power_on()
     await world.informed("1-0-0")
 
+    status, said = await world.otad("install", str(package), "--version", "3.2")
+    assert (status, "the archive's manifest.json says 3.1" in said) == (2, True), said
     status, said = await world.otad("install", str(package))
 
     assert (status, "installing 3.1" in said) == (0, True), said
