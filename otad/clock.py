@@ -57,10 +57,6 @@ class Clock:
         """Seconds since 1970, UTC: it is not earlier than this."""
         return self._floor
 
-    def is_behind(self) -> bool:
-        """The system clock is certainly wrong, by being before the floor."""
-        return self._system() < self._floor
-
     @property
     def wants_time(self) -> bool:
         """Whether to ask the platform for the time: it has told none in this process for a day."""
@@ -75,25 +71,25 @@ class Clock:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             log.warning("%s: %s: going on from the date of this otad, %s", self._file, reason, _utc(BUILD))
-        if self.is_behind():
+        if self._system() < self._floor:
             log.warning(
                 "the system clock says %s and is wrong: it is %s or later; certificates are held against that",
                 _utc(self._system()),
                 _utc(self._floor),
             )
 
-    def learned(self, now_s: float, valid_until_s: int | None) -> bool:
-        """Whether the floor has moved for being told, in an authenticated session, that it is `now_s`.
+    def learned(self, now_s: float, valid_until_s: int | None) -> None:
+        """Move the floor for being told, in an authenticated session, that it is `now_s`; or leave it.
 
         `valid_until_s`: what `tls.valid_until` says of that very session; None, as without TLS, means that nothing is
         believed. Nor is a time after it: one of the two is wrong then. Blocks while it saves; a floor that cannot be
         saved counts until the end of the process.
         """
         if valid_until_s is None:
-            return False
+            return
         self._heard_at = self._monotonic()
         if not self._floor < now_s <= min(valid_until_s, FLOOR_MAX):
-            return False
+            return
         self._floor = int(now_s)
         if self._floor - self._saved >= DAY_S:
             try:
@@ -101,7 +97,6 @@ class Clock:
                 self._saved = self._floor
             except OSError as error:
                 log.warning("%s: %s: the time that was learned is not kept", self._file, error.strerror)
-        return True
 
 
 def _text(floor: int) -> bytes:

@@ -75,9 +75,6 @@ class FakeCloud:
             await self._up.wait()
         return self.connection
 
-    async def lost(self, connection: int) -> None:
-        await asyncio.Event().wait()
-
     async def ask(self, module: ModuleName, timeout_s: float = 10) -> Answer | None:
         self._say("ask")
         return self.answers.pop(0) if self.answers else Nothing(module)

@@ -113,6 +113,14 @@ class Cloud(Protocol):
         """time.monotonic() of the last moment the session was up; None if never in this process."""
         ...
 
+    @property
+    def unanswered(self) -> str:
+        """What the platform said to the last `ask` that ended, instead of an answer; "" where it gave one, or nothing.
+
+        It is that of one's own `ask` until one waits again.
+        """
+        ...
+
     async def run(self) -> None:
         """Hold the session for ever: connect, listen, reconnect with back-off. Ends only by being canceled."""
         ...
@@ -121,12 +129,8 @@ class Cloud(Protocol):
         """Wait until online with a connection number above `after`; that number."""
         ...
 
-    async def lost(self, connection: int) -> None:
-        """Return when this connection is over."""
-        ...
-
     async def ask(self, module: ModuleName, timeout_s: float = 10) -> Answer | None:
-        """Ask what is offered for this module. None: no answer in time. Raises OfflineError."""
+        """Ask what is offered for this module. None: no answer in time, or see `unanswered`. Raises OfflineError."""
         ...
 
     async def block(self, stream: Stream, offset: int, size: int) -> Block:

@@ -55,7 +55,10 @@ def connect_fields(
     secure: bool = True,
     timestamp: int | None = None,
 ) -> ConnectFields:
-    """The fields for this device; `secure` says that the connection is TLS, `client_id` "" is the usual one."""
+    """The fields for this device; `secure` says that the connection is TLS, `client_id` "" is the usual one.
+
+    `timestamp` is for comparing passwords with those of the platform's SDKs, which sign one. otad gives none.
+    """
     identifier = client_id or f"{product_key}.{device_name}"
     signed = {"clientId": identifier, "deviceName": device_name, "productKey": product_key}
     parameters = {"securemode": "2" if secure else "3", "signmethod": sign_method.value, "_v": f"otad-{__version__}"}

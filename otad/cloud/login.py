@@ -205,7 +205,7 @@ class Login:
     def _load(self, tls: ssl.SSLContext, certificate: Path, key: Path) -> str:
         """Show this certificate on connections of `tls`; its fingerprint. Raises ConfigurationError."""
         der = _der(self._pem("device.certificate_file", certificate, "CERTIFICATE"))
-        self._pem("device.key_file", key, "PRIVATE KEY")
+        self._pem("device.key_file", key, "PRIVATE KEY", "([A-Z]+ )?")
         try:
             tls.load_cert_chain(certificate, key, _no_password)
         except ssl.SSLError as error:
@@ -217,17 +217,18 @@ class Login:
             raise ConfigurationError((f"device.key_file: {key}: {words(error)}",)) from error
         return hashlib.sha256(der).hexdigest()
 
-    def _pem(self, name: str, path: Path, what: str) -> str:
-        """What the PEM file holds, if it holds one of these."""
+    def _pem(self, name: str, path: Path, what: str, kind: str = "") -> str:
+        """What the PEM file holds, from the first of these on; `kind` is what may be in front of `what`, a pattern."""
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would make everything wait
                 raise ConfigurationError((f"{name}: {path}: not a regular file",))
             content = self._disk.read(path, PEM_BYTES_MAX).decode("ascii", errors="replace")
         except OSError as error:
             raise ConfigurationError((f"{name}: {path}: {words(error)}",)) from error
-        if len(content) > PEM_BYTES_MAX or not re.search(f"^-----BEGIN ([A-Z]+ )?{what}-----", content, re.MULTILINE):
-            raise ConfigurationError((f"{name}: {path}: no {what.lower()} in PEM",))
-        return content
+        found = re.search(f"^-----BEGIN {kind}{what}-----", content, re.MULTILINE)
+        if len(content) > PEM_BYTES_MAX or found is None:
+            raise ConfigurationError((f"{name}: {path}: no {what.lower()} in PEM (-----BEGIN {what}-----)",))
+        return content[found.start() :]
 
     def _signed(self, names: Names, secret: str) -> ConnectFields:
         mqtt, device = self._mqtt, self._device
@@ -306,10 +307,9 @@ def _no_password() -> NoReturn:
 
 
 def _der(pem: str) -> bytes:
-    """The first certificate."""
-    begin, end = pem.index(ssl.PEM_HEADER), pem.find(ssl.PEM_FOOTER)
+    """The certificate that the text begins with."""
     try:
-        return base64.b64decode(pem[begin + len(ssl.PEM_HEADER) : max(begin, end)])
+        return base64.b64decode(pem[len(ssl.PEM_HEADER) : max(0, pem.find(ssl.PEM_FOOTER))])
     except ValueError:
         return pem.encode()  # it will not load
 

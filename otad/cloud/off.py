@@ -13,6 +13,7 @@ class Off:
     connection = 0
     online_at: float | None = None
     names: Names | None = None
+    unanswered = ""
 
     def __init__(self, why: str, since: int) -> None:
         self.view = SessionView(SessionState.OFF, since, why)
@@ -24,9 +25,6 @@ class Off:
         del after
         await asyncio.Event().wait()
         raise AssertionError("nobody sets this event")
-
-    async def lost(self, connection: int) -> None:
-        del connection
 
     async def ask(self, module: ModuleName, timeout_s: float = 10) -> Answer | None:
         del module, timeout_s

@@ -99,7 +99,10 @@ def _answer(raw: bytes) -> tuple[int, bytes]:
     """Status and body. Raises HTTPException."""
     response = http.client.HTTPResponse(cast("socket.socket", _Received(raw)), method="POST")
     response.begin()
-    return response.status, response.read()
+    try:
+        return response.status, response.read()
+    except OverflowError as error:  # a length, of the body or of a chunk, that no memory has
+        raise http.client.HTTPException(str(error)) from error
 
 
 class _Received:

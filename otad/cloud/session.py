@@ -60,6 +60,8 @@ from otad.units import format_duration
 
 T = TypeVar("T")
 
+ASKED_MAX = 64
+"""Of so many questions it is remembered which module they were about, should the answer come late."""
 SOON_CLOSED_MAX = 3
 """So many connections in a row closed soon after connecting, and there is another device."""
 
@@ -126,6 +128,7 @@ class Session:
     ) -> None:
         self.names: Names | None = None
         """Whose session it is, or was last; None before the first. A certificate's names are known only then."""
+        self.unanswered = ""
         self._endpoint = endpoint
         self._login = login
         self._keepalive_s = int(keepalive_s)
@@ -148,7 +151,8 @@ class Session:
         self._connections = 0
         self._online_at: float | None = None
         self._requests = 0
-        self._asks: dict[str, _Ask] = {}
+        self._asks: dict[str, _Ask] = {}  # those that are waited for, by their request
+        self._asked: dict[str, ModuleName] = {}  # the last ones, waited for or not
         self._one_block = asyncio.Lock()
         self._wanted: _Wanted | None = None
         self._next_block_at = 0.0  # monotonic
@@ -202,14 +206,13 @@ class Session:
             await self._changed.wait()
         return self._current.number
 
-    async def lost(self, connection: int) -> None:
-        while self._current is not None and self._current.number == connection:
-            await self._changed.wait()
-
     async def ask(self, module: ModuleName, timeout_s: float = 10) -> Answer | None:
         connection = self._online()
         request = self._next_request()
-        asked = self._asks[str(request)] = _Ask(module)
+        asked = self._asks[str(request)] = _Ask()
+        self._asked[str(request)] = module
+        while len(self._asked) > ASKED_MAX:
+            del self._asked[next(iter(self._asked))]
         try:
             async with asyncio.timeout(timeout_s):
                 await self._publish(connection, connection.topics.get, wire.get(request, module))
@@ -218,6 +221,7 @@ class Session:
             pass  # the answer may be there and the acknowledgement not
         finally:
             del self._asks[str(request)]
+        self.unanswered = asked.problem
         return asked.answer
 
     async def block(self, stream: Stream, offset: int, size: int) -> Block:
@@ -410,19 +414,27 @@ class Session:
             self._drop(f"{connection.topics.get_reply}: {reply.problem}")
         else:
             self._heard(reply.answer)
-        if asked := self._ask_of(reply.id):
-            asked.answer = reply.answer
+        if asked := self._asks.get(self._request_of(reply.id)):
+            asked.answer, asked.problem = reply.answer, reply.problem
             asked.answered.set()
 
-    def _ask_of(self, request: str) -> "_Ask | None":
-        """What this is the reply to; the only thing asked, whatever id the reply carries."""
-        if request not in self._asks and len(self._asks) == 1:
-            return next(iter(self._asks.values()))
-        return self._asks.get(request)
+    def _request_of(self, reply: str) -> str:
+        """The request that a reply of this id is to. Where no request had this id, it is to the only one open.
 
-    def _module_asked(self, request: str) -> ModuleName:
-        asked = self._ask_of(request)
-        return asked.module if asked else DEFAULT_MODULE
+        A reply to a request that is given up must not pass for one to the next: that may be about another module.
+        """
+        if len(self._asks) == 1 and not self._was_sent(reply):
+            return next(iter(self._asks))
+        return reply
+
+    def _was_sent(self, request: str) -> bool:
+        return request.isdecimal() and 1 <= int(request) <= self._requests
+
+    def _module_asked(self, reply: str) -> ModuleName:
+        request = self._request_of(reply)
+        if request not in self._asked and self._was_sent(request):
+            raise wire.Unattributable(f"id {request}: nothing is offered, and it is not known any more for what")
+        return self._asked.get(request, DEFAULT_MODULE)
 
     def _hear_block(self, payload: bytes) -> None:
         if self._wanted is None:
@@ -544,8 +556,8 @@ class Session:
 class _Ask:
     """A `firmware/get` under way."""
 
-    module: ModuleName
     answer: Answer | None = None
+    problem: str = ""  # what the platform says instead of an answer
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -45,9 +45,10 @@ There, `"data":{}` or none means that nothing is offered:
         fileSize, fileUrl, fileSign, fileMd5, digestsign
                     as size, url, sign, md5 and digestsign, with the `signMethod` of the package
 
-A package of several files is one row of bytes, the files in the order of the message. Its size is the sum of theirs,
-and a `size` beside `files` must say the same. Its digest, by which it is known again, is that of the UTF-8 text which
-has for each file, in that order, the line
+A package of several files is one row of bytes, the files in the order of their names (by code points), whatever their
+order in the message: listed otherwise it is the same package. Its size is the sum of theirs, and a `size` beside
+`files` must say the same. Its digest, by which it is known again, is that of the UTF-8 text which has for each file, in
+that order, the line
 
     NAME NUL SIZE NUL DIGEST LF         SIZE in decimal, DIGEST in small hexadecimal, both methods as `signMethod`
 
@@ -558,6 +559,7 @@ def _notice(module: ModuleName, content: dict[str, Any], *, allow_md5: bool, ver
 
 
 def _files(content: dict[str, Any], *, allow_md5: bool, verify: Verify | None) -> tuple[Artifact, ...]:
+    """The files in the order of their names."""
     entries = content["files"]
     if not isinstance(entries, list):
         _refuse("files", entries, f"a list of {FILES_MIN} to {FILES_MAX} files")
@@ -578,7 +580,7 @@ def _files(content: dict[str, Any], *, allow_md5: bool, verify: Verify | None) -
         _refuse("files", size, f"{SIZE_MAX} bytes in all at most")
     if content.get("size") is not None and _size(content, "size") != size:
         _refuse("size", content["size"], f"{size}, as the files say")
-    return files
+    return tuple(sorted(files, key=lambda file: file.name))
 
 
 def _file(number: int, entry: Any, method: DigestMethod, verify: Verify | None) -> Artifact:

@@ -62,7 +62,8 @@ class Gateway:
 
     async def lost(self, connection: int) -> None:
         async with asyncio.timeout(LIMIT_S):
-            await self.session.lost(connection)
+            while self.session.connection == connection and self.session.view.state is SessionState.ONLINE:
+                await asyncio.sleep(0.005)
 
     async def shows(self, state: SessionState, text: str) -> str:
         """Wait for this state with this text in the detail."""

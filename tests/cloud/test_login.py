@@ -383,6 +383,16 @@ def test_a_certificate_without_names_is_told_them(tmp_path: Path, own_certificat
     }
 
 
+def test_the_certificate_is_known_by_its_bytes_whatever_stands_before_it(
+    tmp_path: Path, own_certificate: Certificate
+) -> None:
+    own = login(tmp_path, certified(own_certificate))
+    plain = introduced(own).purpose
+    own_certificate.file.write_text(f"not this -----BEGIN CERTIFICATE-----\n{own_certificate.file.read_text()}")
+
+    assert introduced(own).purpose == plain
+
+
 def test_another_certificate_is_told_its_own_names(tmp_path: Path, own_certificate: Certificate) -> None:
     own = login(tmp_path, certified(own_certificate))
     own.learn(introduced(own), IDENTITY)
@@ -410,6 +420,13 @@ def _encrypt(path: Path) -> None:
     locked.replace(path)
 
 
+def _trust(path: Path) -> None:
+    trusted = path.with_suffix(".trusted")
+    command = ["openssl", "x509", "-trustout", "-in", str(path), "-out", str(trusted)]
+    subprocess.run(command, capture_output=True, check=True)
+    trusted.replace(path)
+
+
 def _fifo(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
@@ -430,8 +447,9 @@ def _fifo(path: Path) -> None:
             "device.certificate_file, device.key_file: {file}, {key}: ",
         ),
         ("file", lambda path: path.write_text("-----BEGIN CERTIFICATE-----\n"), "device.certificate_file, device."),
+        ("file", _trust, "device.certificate_file: {file}: no certificate in PEM (-----BEGIN CERTIFICATE-----)"),
     ],
-    ids=["no certificate", "no key", "no PEM", "no PEM key", "encrypted", "FIFO", "not DER", "cut short"],
+    ids=["no certificate", "no key", "no PEM", "no PEM key", "encrypted", "FIFO", "not DER", "cut short", "trusted"],
 )
 def test_a_certificate_that_cannot_be_used_is_said_until_it_can(
     tmp_path: Path, own_certificate: Certificate, which: str, spoil: Callable[[Path], Any], says: str

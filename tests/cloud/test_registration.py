@@ -28,6 +28,7 @@ DEVICE = DeviceSettings(
     product_key="a1", device_name="gw001", product_secret="pr0duct", registration=Registration.HTTPS
 )
 FORM = registration_form(NAMES, "pr0duct", "1")
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +115,25 @@ async def test_what_is_answered_is_given(certificate: Certificate, answer: bytes
         (b"", Lost, "the answer is not HTTP"),
         (b"\x20\x02\0\0", Lost, "the answer is not HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{", Lost, "the answer is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n{", Lost, "the answer is not HTTP"),
+        (CHUNKED + b"fffffffffffffffff\r\n{", Lost, "the answer is not HTTP"),
         (response(bytes(70 << 10)), Lost, "an answer of more than 65536 bytes"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (70 << 10), Lost, "an answer of more than 65536 bytes"),
     ],
-    ids=["503", "429", "404", "a redirect", "nothing", "MQTT", "cut off", "endless", "an endless head"],
+    ids=[
+        *(
+            "503",
+            "429",
+            "404",
+            "a redirect",
+            "nothing",
+            "MQTT",
+            "cut off",
+            "longer than memory",
+            "a chunk longer than it",
+        ),
+        *("endless", "an endless head"),
+    ],
 )
 async def test_what_is_no_answer_is_said(certificate: Certificate, answer: bytes, error: type[Lost], says: str) -> None:
     came = 0

@@ -18,7 +18,7 @@ import pytest
 
 from otad.clock import BUILD, Clock
 from otad.cloud.cloud import Block, BlockError, Nothing, Offered, OfflineError, SessionState, Unusable
-from otad.cloud.session import Pace
+from otad.cloud.session import ASKED_MAX, Pace
 from otad.config import DeviceSettings
 from otad.core.model import DEFAULT_MODULE, Digest, DigestMethod, Identity, ModuleName, Notice, Stream
 from otad.durable import RealDisk
@@ -151,6 +151,52 @@ async def test_two_questions_at_once_get_their_own_answers(broker: Mosquitto) ->
         assert answers == [Nothing(MCU), Offered(NOTICE, "get:1")]
 
 
+@pytest.fixture
+async def withholding(broker: Mosquitto) -> AsyncIterator[tuple[Any, Gateway]]:
+    """A peer that answers nothing by itself, and a gateway that has given up asking for MCU: request 1."""
+    async with platform(broker) as peer, Gateway(broker.port) as gateway:
+        await gateway.online()
+        assert await gateway.session.ask(MCU, 0.05) is None
+        await peer.received.get()
+        yield peer, gateway
+
+
+def reply(id_: Any, content: dict[str, Any]) -> str:
+    return json.dumps({"id": id_, "code": 200, "data": content})
+
+
+async def test_a_late_answer_is_not_one_to_the_next_question(withholding: tuple[Any, Gateway]) -> None:
+    peer, gateway = withholding
+    asking = asyncio.create_task(gateway.session.ask(DEFAULT_MODULE, LIMIT_S))
+    await peer.received.get()
+    await peer.publish(TOPICS.get_reply, reply(1, {}))
+    await peer.publish(TOPICS.get_reply, reply("of the platform", PACKAGE))
+
+    assert await gateway.next() == Nothing(MCU)
+    assert await asking == await gateway.next() == Offered(NOTICE, "get:1")
+
+
+async def test_a_late_nothing_is_about_the_module_that_was_asked_for(withholding: tuple[Any, Gateway]) -> None:
+    peer, gateway = withholding
+    await peer.publish(TOPICS.get_reply, reply("1", {}))
+
+    assert await gateway.next() == Nothing(MCU)
+
+
+async def test_a_nothing_to_what_is_long_forgotten_is_passed_over(
+    withholding: tuple[Any, Gateway], caplog: pytest.LogCaptureFixture
+) -> None:
+    peer, gateway = withholding
+    await asyncio.gather(*(gateway.session.ask(MCU, 0.01) for _ in range(ASKED_MAX)))
+    await peer.publish(TOPICS.get_reply, reply("1", {}))
+    await peer.publish(TOPICS.get_reply, reply("2", {}))
+
+    assert await gateway.next() == Nothing(MCU)
+    assert gateway.heard.empty()
+    said = "id 1: nothing is offered, and it is not known any more for what"
+    assert f"message dropped: {TOPICS.get_reply}: {said}" in caplog.messages
+
+
 async def test_no_answer_is_none_and_so_is_an_error(broker: Mosquitto, caplog: pytest.LogCaptureFixture) -> None:
     def answer(request: dict[str, Any]) -> bytes:
         return b"?" if request["params"] else json.dumps({"id": request["id"], "code": 429, "message": "slow"}).encode()
@@ -159,7 +205,9 @@ async def test_no_answer_is_none_and_so_is_an_error(broker: Mosquitto, caplog: p
         await gateway.online()
 
         assert await gateway.session.ask(DEFAULT_MODULE, LIMIT_S) is None
+        assert gateway.session.unanswered == 'code 429: "slow"'
         assert await gateway.session.ask(MCU, 0.1) is None
+        assert gateway.session.unanswered == ""
         assert f'message dropped: {TOPICS.get_reply}: code 429: "slow"' in caplog.messages
 
 
@@ -255,8 +303,7 @@ async def test_a_broker_that_goes_and_comes_is_connected_again(
     async with Gateway(broker.port) as gateway:
         first = await gateway.online()
         await broker.stop()
-        async with asyncio.timeout(LIMIT_S):
-            await gateway.session.lost(first)
+        await gateway.lost(first)
         detail = await gateway.shows(SessionState.OFFLINE, "connection refused")
         assert detail.startswith("next attempt in ")
         with pytest.raises(OfflineError):
@@ -283,8 +330,7 @@ async def test_a_second_device_is_suspected_the_third_time_and_no_sooner(broker:
         for n in range(3):
             connection = await gateway.online(after=n)
             async with aiomqtt.Client("127.0.0.1", broker.port, identifier=fields().client_id):
-                async with asyncio.timeout(LIMIT_S):
-                    await gateway.session.lost(connection)
+                await gateway.lost(connection)
                 said.append((await gateway.shows(SessionState.OFFLINE, "closed by the platform")).partition(": ")[2])
 
         assert said[:2] == ["closed by the platform"] * 2
@@ -298,8 +344,7 @@ async def test_what_lies_between_two_losses_is_no_second_device(broker: Mosquitt
         for n in range(4):
             connection = await gateway.online(after=n)
             await broker.stop()
-            async with asyncio.timeout(LIMIT_S):
-                await gateway.session.lost(connection)
+            await gateway.lost(connection)
             await gateway.shows(SessionState.OFFLINE, "connection refused")
             await broker.start()
 
@@ -313,8 +358,7 @@ async def test_a_suspicion_is_over_when_the_session_holds(broker: Mosquitto) -> 
         for n in range(3):
             connection = await gateway.online(after=n)
             async with aiomqtt.Client("127.0.0.1", broker.port, identifier=fields().client_id):
-                async with asyncio.timeout(LIMIT_S):
-                    await gateway.session.lost(connection)
+                await gateway.lost(connection)
 
         await gateway.shows(SessionState.ONLINE, SUSPECTED)
         async with asyncio.timeout(LIMIT_S):

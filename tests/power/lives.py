@@ -211,6 +211,7 @@ class Session:
         self._online = asyncio.Event()
         self.connection = 0
         self.names: Names | None = None
+        self.unanswered = ""
 
     @property
     def view(self) -> SessionView:
@@ -232,9 +233,6 @@ class Session:
             await asyncio.Event().wait()
         await self._online.wait()
         return 1
-
-    async def lost(self, connection: int) -> None:
-        await asyncio.Event().wait()
 
     async def ask(self, module: ModuleName, timeout_s: float = 10) -> Answer | None:
         self._board.power.require()
