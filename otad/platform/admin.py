@@ -29,17 +29,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, fields
+from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import aiohttp
 from aiohttp import web
 
 from otad.platform.faults import Faults
 from otad.platform.jobs import Batch, BatchState, Job, Package, Protocol, Refused, Retry, SignMethod
-from otad.platform.mqtt import Return
 from otad.platform.platform import Device, Platform
 
 SOCKET: Final = "admin.sock"
@@ -299,8 +300,9 @@ def _application(platform: Platform) -> web.Application:
         return web.json_response(job_document(platform, _find_job(platform, request)))
 
     async def set_faults(request: web.Request) -> web.StreamResponse:
-        for name, value in (await request.json()).items():
-            _set_fault(platform.faults, name, value)
+        asked = {name: _fault(name, value) for name, value in (await request.json()).items()}
+        for name, value in asked.items():
+            setattr(platform.faults, name, value)
         return web.json_response({name: getattr(platform.faults, name) for name in _SETTABLE})
 
     app = web.Application(middlewares=[_explained])
@@ -382,12 +384,47 @@ def _find_batch(platform: Platform, request: web.Request) -> Batch:
 
 
 _SETTABLE: Final = tuple(fault.name for fault in fields(Faults) if fault.name != "edit_notice")
+_KINDS: Final = get_type_hints(Faults)
+_WORDS: Final = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
 
 
-def _set_fault(faults: Faults, name: str, value: Json) -> None:
+def _fault(name: str, value: Json) -> Any:
+    """The value as `Faults` has it."""
     if name not in _SETTABLE:
         raise Unknown(f"fault {name!r}: not known", f"there is {_list(_SETTABLE)}")
-    setattr(faults, name, Return(value) if name == "connack" and value is not None else value)
+    try:
+        return _of_kind(value, _KINDS[name])
+    except ValueError as error:
+        said = f"fault {name}: {json.dumps(value)}: not one of its values"
+        raise Unknown(said, f"it takes {_said(_KINDS[name])}") from error
+
+
+def _of_kind(value: Json, kind: Any) -> Any:
+    """The value as one of this type; raises ValueError."""
+    kinds = get_args(kind)
+    if get_origin(kind) is list:
+        if isinstance(value, list):
+            return [_of_kind(one, kinds[0]) for one in value]
+    elif kinds:
+        for one in kinds:
+            with suppress(ValueError):
+                return _of_kind(value, one)
+    elif issubclass(kind, Enum):
+        if not isinstance(value, bool):
+            return kind(value)
+    elif type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise ValueError(value)
+
+
+def _said(kind: Any) -> str:
+    """What fits a type, in words."""
+    kinds = get_args(kind)
+    if get_origin(kind) is list:
+        return f"a list of {_said(kinds[0])}"
+    if kinds:
+        return ", ".join(map(_said, kinds))
+    return ", ".join(str(one.value) for one in kind) if issubclass(kind, Enum) else _WORDS[kind]
 
 
 def _changed(platform: Platform, jobs: Iterable[Job], shown: dict[str, Json]) -> list[Json]:

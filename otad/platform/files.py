@@ -78,7 +78,7 @@ def span_of(range_text: str | None, size: int, *, standard: bool) -> Span:
     whole = Span(200, 0, size)
     if range_text is None:
         return whole
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", range_text.strip())
+    found = re.fullmatch(r"bytes=([0-9]{0,40})-([0-9]{0,40})", range_text.strip())
     if not found or found[0] == "bytes=-":
         # Several ranges are "bytes" too; the documents disagree on them, and no device should send them.
         return Span(416, 0, 0) if standard and range_text.startswith("bytes=") else whole

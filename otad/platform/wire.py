@@ -55,6 +55,9 @@ Json = Any
 FILE_ID: Final = 1
 """`streamFileId` of the only file."""
 
+ECHO_BYTES: Final = 32 << 10
+"""Of a request for a block, id and token together as JSON: what answers it says them again in at most 65535 bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inform:
@@ -149,8 +152,9 @@ def parse(topic: str, payload: bytes) -> Inform | Progress | Ask | AskBlock | As
             return None
 
 
-# A text, or a comma before a closing bracket: only the comma is left out.
-_TRAILING_COMMA: Final = re.compile(rb'("(?:[^"\\]|\\.)*")|,(\s*[}\]])')
+# A text, or a comma before a closing bracket: only the comma is left out. A text that does not end is taken whole, and
+# nothing is tried twice: a message may be long.
+_TRAILING_COMMA: Final = re.compile(rb'("(?:[^"\\]|\\.)*+(?:"|\\?\Z))|,(\s*+[}\]])', re.DOTALL)
 
 
 def parse_json(payload: bytes) -> Json:
@@ -158,11 +162,13 @@ def parse_json(payload: bytes) -> Json:
     text = payload.rstrip(b"\0 \r\n\t")
     try:
         try:
-            return json.loads(text)
+            found = json.loads(text)
         except ValueError:
-            return json.loads(_TRAILING_COMMA.sub(lambda found: found[1] or found[2], text))
+            found = json.loads(_TRAILING_COMMA.sub(lambda part: part[1] or part[2], text))
+        to_json(found)  # half a character could be neither answered nor kept
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"not JSON: {error}") from error
+    return found
 
 
 def to_json(value: Json) -> bytes:
@@ -282,9 +288,12 @@ def _file(file: PackageFile, url: str, method: SignMethod, sign: Callable[[str],
 def _block(payload: bytes) -> AskBlock:
     params = _params(payload)
     info, block, token = params.get("fileInfo"), params.get("fileBlock"), params.get("fileToken")
+    request_id, token = _id(payload), None if token is None else str(token)
+    if (size := len(to_json([request_id, token]))) > ECHO_BYTES:
+        raise Unreadable(f"id, fileToken: {size} bytes, more than {ECHO_BYTES}")
     return AskBlock(
-        _id(payload),
-        None if token is None else str(token),
+        request_id,
+        token,
         _number(info, "streamId"),
         _number(info, "fileId"),
         _number(block, "size"),
@@ -324,7 +333,7 @@ def _module(params: dict[str, Json]) -> str:
 def _step(found: Json) -> int:
     try:
         step = int(found)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise Unreadable(f"step {found!r}: not a number") from error
     if not -4 <= step <= 100:
         raise Unreadable(f"step {step}: not within -4..100")

@@ -50,37 +50,6 @@ def test_what_was_found_before_is_dealt_with(parser: str) -> None:
     assert inputs
 
 
-# What a campaign has found, each as small as it can be said.
-FOUND = {
-    "a device's params of half a character": ("device_message", b'0{"params":"\\ud800"}'),
-    "a device's version of half a character": ("device_message", b'0{"params":{"version":"\\ud800"}}'),
-    "a device's id of half a character": ("device_message", b'3{"id":"\\ud800"}'),
-    "a device's time of half a character": ("device_message", b'5{"deviceSendTime":"\\ud800"}'),
-    "a device's step without end": ("device_message", b'1{"params":{"step":1e999}}'),
-    "a token that does not fit into a block's header": (
-        "device_message",
-        b'4{"params":{"fileToken":"'
-        + b"x" * 70_000
-        + b'","fileInfo":{"fileId":1},"fileBlock":{"size":300,"offset":0}}}',
-    ),
-    "a range of more digits than Python reads": ("range_header", b"bytes=" + b"9" * 5000 + b"-"),
-    "a registration's answer longer than memory": (
-        "registration_http",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n{}",
-    ),
-    "a registration's chunk longer than memory": (
-        "registration_http",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n{}",
-    ),
-}
-
-
-@pytest.mark.parametrize("found", FOUND)
-def test_what_was_once_not_dealt_with_is(found: str) -> None:
-    parser, content = FOUND[found]
-    fed(parser, content)
-
-
 def test_the_corpus_is_small_and_has_no_parser_too_many() -> None:
     assert {path.name for path in CORPUS.iterdir()} == set(PARSERS)
     assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) <= CORPUS_BYTES_MAX

@@ -44,6 +44,11 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         ("bytes=9-5", Span(200, 0, 1000), Span(200, 0, 1000)),
         ("bytes=0-1,5-6", Span(200, 0, 1000), Span(416, 0, 0)),
         ("bytes=-", Span(200, 0, 1000), Span(416, 0, 0)),
+        (f"bytes=0-{'9' * 30}", Span(200, 0, 1000), Span(206, 0, 1000)),
+        (f"bytes={'9' * 5000}-", Span(200, 0, 1000), Span(416, 0, 0)),
+        (f"bytes=0-{'9' * 5000}", Span(200, 0, 1000), Span(416, 0, 0)),
+        (f"bytes=-{'9' * 5000}", Span(200, 0, 1000), Span(416, 0, 0)),
+        ("bytes=٣-", Span(200, 0, 1000), Span(416, 0, 0)),
     ],
 )
 def test_ranges_are_answered_as_by_object_storage(range_text: str | None, plain: Span, standard: Span) -> None:

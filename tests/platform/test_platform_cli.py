@@ -435,6 +435,29 @@ REFUSALS: list[tuple[list[str], int, str, str]] = [
     (["confirm", "1"], 4, "job 1: is CANCELED, waits for no confirmation", "see how things stand"),
     (["cancel", "--batch", "1"], 4, "batch 1: is COMPLETED already", "see how things stand"),
     (["misbehave", "rain=1"], 2, "fault 'rain': not known", "there is "),
+    (
+        ["misbehave", "every_block=lots"],
+        2,
+        'fault every_block: "lots": not one of its values',
+        "it takes lost, crc, cut, other, twice, late,",
+    ),
+    (
+        ["misbehave", 'next_blocks=["crc","lots"]'],
+        2,
+        'fault next_blocks: ["crc", "lots"]: not one of its values',
+        "it takes a list of lost,",
+    ),
+    (
+        ["misbehave", "next_blocks=crc"],
+        2,
+        'fault next_blocks: "crc": not one of its values',
+        "it takes a list of lost,",
+    ),
+    (["misbehave", "connack=99"], 2, "fault connack: 99: not one of its values", "it takes 0, 1, 2, 3, 4, 5, null"),
+    (["misbehave", "connack=true"], 2, "fault connack: true: not one of its values", "it takes 0, 1,"),
+    (["misbehave", "cut_after=1.5"], 2, "fault cut_after: 1.5: not one of its values", "it takes a whole number, null"),
+    (["misbehave", "rate=fast"], 2, 'fault rate: "fast": not one of its values', "it takes a number, null"),
+    (["misbehave", "gzip=1"], 2, "fault gzip: 1: not one of its values", "it takes true or false"),
     (["misbehave", "rain"], 2, "'rain': not NAME=VALUE", "for example"),
 ]
 

@@ -39,10 +39,15 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def several(platform: Platform, tmp_path: Path) -> Package:
+def files(tmp_path: Path) -> list[Path]:
     for name, content in FILES.items():
         (tmp_path / name).write_bytes(content)
-    return platform.add_package([tmp_path / name for name in FILES], "3-0-0", sign_method="Md5")
+    return [tmp_path / name for name in FILES]
+
+
+@pytest.fixture
+def several(platform: Platform, files: list[Path]) -> Package:
+    return platform.add_package(files, "3-0-0", sign_method="Md5")
 
 
 async def noticed(platform: Platform, device: Device, package: Package, connect: Connect) -> Json:
@@ -170,6 +175,45 @@ async def test_a_signature_is_over_the_raw_digest(
 
     assert is_signed(platform, IMAGE, digest, data["digestsign"])
     assert not is_signed(platform, b"another", digest, data["digestsign"])
+
+
+@pytest.mark.parametrize(("sign_method", "digest"), [("Md5", "md5"), ("SHA256", "sha256")])
+async def test_each_of_several_files_has_its_own_signature(
+    platform: Platform, device: Device, files: list[Path], connect: Connect, sign_method: str, digest: str
+) -> None:
+    package = platform.add_package(files, "4-0-0", sign_method=sign_method, signed=True)
+    data = await noticed(platform, device, package, connect)
+
+    assert "digestsign" not in data
+    assert [file["fileName"] for file in data["files"]] == list(FILES)
+    for file, content in zip(data["files"], FILES.values(), strict=True):
+        assert is_signed(platform, content, digest, file["digestsign"])
+        assert not is_signed(platform, content + b"x", digest, file["digestsign"])
+
+
+@pytest.mark.parametrize("fault", ["no_signature", "wrong_signature"])
+async def test_signatures_of_several_files_that_are_missing_or_wrong(
+    platform: Platform, device: Device, files: list[Path], connect: Connect, fault: str
+) -> None:
+    setattr(platform.faults, fault, True)
+    package = platform.add_package(files, "4-0-0", signed=True)
+    data = await noticed(platform, device, package, connect)
+
+    assert [file.get("digestsign") is not None for file in data["files"]] == [fault == "wrong_signature"] * 3
+    assert not any(
+        is_signed(platform, content, "sha256", file.get("digestsign", ""))
+        for file, content in zip(data["files"], FILES.values(), strict=True)
+    )
+
+
+async def test_the_archive_of_signed_files_is_signed(
+    platform: Platform, device: Device, files: list[Path], connect: Connect
+) -> None:
+    platform.faults.zip_files = True
+    package = platform.add_package(files, "4-0-0", signed=True)
+    data = await noticed(platform, device, package, connect)
+
+    assert is_signed(platform, await fetched(data["url"]), "sha256", data["digestsign"])
 
 
 async def test_the_key_is_kept_for_the_owner_alone(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What devices in the field write is understood; what the platform writes has the captured shape, byte for byte."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ MD5 = Package("7", "default", "1.1", Path("x"), 4252, SignMethod.MD5, "2e78", "2
         (INFORM, b'{"id":1, "params":{"version":"1.0.0"}}', wire.Inform("default", "1.0.0")),
         (INFORM, b'{"id":"1","params":{"version":"1.0.0","module":"MCU"}}\0', wire.Inform("MCU", "1.0.0")),
         (INFORM, b'{"id":1,"params":{"version":"1,}",},}', wire.Inform("default", "1,}")),
+        (INFORM, b'{"params":{"version":"1\\",}\\\\",\r\n}\t,}', wire.Inform("default", '1",}\\')),
         (PROGRESS, b'{"id":1,"params":{"step":"0","desc":""}}', wire.Progress("default", 0, "")),
         (PROGRESS, b'{"id":1,"params":{"step":-2,"desc":"no"}}\0\0', wire.Progress("default", -2, "no")),
         (GET, b'{"id":2, "params":{}}', wire.Ask("default", 2)),
@@ -74,6 +76,16 @@ def test_what_devices_write_is_understood(topic: str, payload: bytes, meant: obj
         (PROGRESS, b'{"params":{"step":"many"}}'),
         (PROGRESS, b'{"params":{"step":101}}'),
         (PROGRESS, b'{"params":{"step":null}}'),
+        (PROGRESS, b'{"params":{"step":1e999}}'),
+        (PROGRESS, b'{"params":{"step":NaN}}'),
+        (INFORM, b'{"params":{"version":"\\ud800"}}'),
+        (INFORM, b'{"params":"{\\"version\\":\\"\\\\ud800\\"}"}'),
+        (INFORM, b'{"params":"\\ud800"}'),
+        (INFORM, b'{"params":{"version":"1",},"\\ud800":1}'),
+        (GET, b'{"id":"\\ud800"}'),
+        (NTP, b'{"deviceSendTime":"\\ud800"}'),
+        (DOWNLOAD, b'{"id":"%s","params":{}}' % (b"x" * (32 << 10))),
+        (DOWNLOAD, b'{"params":{"fileToken":"%s"}}' % (b"\\u0001" * 6000)),
         (DOWNLOAD, b'{"params":7}'),
         (NTP, b"[]"),
         (NTP, b"?"),
@@ -82,6 +94,19 @@ def test_what_devices_write_is_understood(topic: str, payload: bytes, meant: obj
 def test_what_makes_no_sense_is_unreadable(topic: str, payload: bytes) -> None:
     with pytest.raises(wire.Unreadable):
         wire.parse(topic, payload)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b'\\"' * 30_000, b'"\\' * 30_000, b'"' + b"\\" * 60_001, b", " * 30_000, b"," + b" " * 60_000 + b"x"],
+    ids=["quotes", "texts", "backslashes", "commas", "spaces"],
+)
+def test_what_is_long_and_no_json_is_seen_to_be_none_in_time(payload: bytes) -> None:
+    began = time.thread_time()
+    with pytest.raises(wire.Unreadable):
+        wire.parse_json(payload)
+
+    assert time.thread_time() - began < 1
 
 
 def test_a_notice_with_md5() -> None:
