@@ -199,7 +199,8 @@ def _as_the_manifest_says(file: Path, version: str | None, module: str | None) -
         _usage(str(error), "give --version and --module, or put the archive's manifest.json right")
     if manifest is None and version is None:
         _usage(
-            f"--version is missing, and {file.name} has no manifest.json", "give the version that the package brings"
+            f"--version is missing, and {file.name} does not begin with a manifest.json",
+            "give the version that the package brings",
         )
     if manifest is None:
         assert version is not None

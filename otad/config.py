@@ -509,7 +509,9 @@ class HealthSettings:
 class RebootSettings:
     """Switching over."""
 
-    command: tuple[str, ...] = _key(_COMMAND, ["systemctl", "reboot"], "how to reboot; []: exit and let others do it")
+    command: tuple[str, ...] = _key(
+        _COMMAND, ["systemctl", "reboot"], "how to reboot; []: exit and let others do it (simulated board: if not set)"
+    )
     force_command: tuple[str, ...] = _key(
         _COMMAND, ["systemctl", "reboot", "--force", "--force"], "when command has been tried and nothing happened"
     )
@@ -728,9 +730,16 @@ class _Reading:
             else:
                 values[section.name] = self._family(section, section.names, table)
         values["modules"] = self._modules(values["modules"], document)
+        values["reboot"] = self._reboot(values["reboot"], values["boot"], document)
         for family in ("modules", "slots"):
             values[family] = MappingProxyType(values[family])
         return Config(**values, file=self.file)
+
+    def _reboot(self, reboot: RebootSettings, boot: BootSettings, document: Mapping[str, Any]) -> RebootSettings:
+        """On the simulated board nothing is rebooted unless it is written down: the machine is somebody's own."""
+        table: Any = document.get("reboot")
+        is_told = isinstance(table, dict) and "command" in table
+        return replace(reboot, command=()) if boot.backend is Backend.SIMULATED and not is_told else reboot
 
     def _modules(self, modules: Mapping[str, Module], document: Mapping[str, Any]) -> dict[str, Module]:
         """With the system image, which need not be written down, and with the defaults that the installer decides."""
@@ -802,9 +811,10 @@ class _Reading:
             except ValueError as error:
                 hint = "save there what the console shows, between its lines BEGIN PUBLIC KEY and END PUBLIC KEY"
                 self._add("trust.digestsign_key_file", f"{trust.digestsign_key_file}: {error}", hint)
-        if not config.reboot.force_command and not self._is_wrong("reboot.force_command"):
+        if config.reboot.command and not config.reboot.force_command and not self._is_wrong("reboot.force_command"):
             self._add("reboot.force_command", "must not be empty", 'write for example ["reboot", "-f"]')
         self._check_credential(config)
+        self._check_files(config)
         if config.needs_slots:
             self._check_available("boot.backend", boot.backend, AVAILABLE_BACKENDS)
 
@@ -826,7 +836,31 @@ class _Reading:
         is_https = registers and device.registration is Registration.HTTPS
         if is_https and not (device.registration_host or mqtt.instance or mqtt.region):
             hint = 'write for example registration_host = "iot-auth.cn-shanghai.aliyuncs.com"'
-            self._add("device.registration_host", "missing: https registration with an end point of one's own", hint)
+            self._add(
+                "device.registration_host",
+                "missing: nothing else names it where mqtt.host is an end point of one's own",
+                hint,
+            )
+
+    def _check_files(self, config: Config) -> None:
+        """What is named and not there, or there and without effect. It may still come: warnings."""
+        for key, path in (("mqtt.ca_file", config.mqtt.ca_file), ("download.ca_file", config.download.ca_file)):
+            if path is not None:
+                try:
+                    _content(path, MAX_FILE_BYTES)
+                except ValueError as error:
+                    self._add(key, f"{path}: {error}", "name a file with certificates in PEM", warning=True)
+        directory = config.health.directory
+        try:
+            names = sorted(os.listdir(directory))
+        except OSError:
+            names = []
+        for name in names:
+            path = directory / name
+            is_check = os.path.isfile(path) and not (name.startswith(".") or name.endswith("~") or ".dpkg-" in name)
+            if is_check and not os.access(path, os.X_OK):
+                text = f"{path}: not executable, so not a health check"
+                self._add("health.directory", text, f"chmod +x {path}, or move it away", warning=True)
 
     def _check_modules(self, config: Config) -> None:
         """Each module with what its installer needs, and nothing that only another one reads."""
@@ -837,6 +871,8 @@ class _Reading:
         first: dict[Path, str] = {}
         for name, module in config.modules.items():
             path, kind = f"modules.{name}", module.installer
+            if self._is_wrong(f"{path}.installer"):
+                continue  # what it needs is not known
             if module.version == SlotVersion() and not (is_simulated and kind is InstallerKind.SLOTS):
                 text = '"slot": only with installer = "slots" and boot.backend = "simulated"'
                 self._add(f"{path}.version", text, f"write for example {_VERSION_EXAMPLE}")
@@ -877,7 +913,11 @@ class _Reading:
 
     def _check_slots(self, config: Config) -> None:
         slots = config.slots
-        images = [name for name, module in config.modules.items() if module.installer is InstallerKind.SLOTS]
+        images = [
+            name
+            for name, module in config.modules.items()
+            if module.installer is InstallerKind.SLOTS and not self._is_wrong(f"modules.{name}.installer")
+        ]
         for name in images[1:]:
             text = f"slots: module {images[0]} is the system image already"
             self._add(f"modules.{name}.installer", text, "there is one pair of slots, and so one such module")

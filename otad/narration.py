@@ -5,7 +5,7 @@ import logging
 
 from otad import ids
 from otad.core.events import Event, Noticed, Rejected, Started
-from otad.core.model import Deployment, Ended, Outcome, Phase, State
+from otad.core.model import DEFAULT_MODULE, Deployment, Ended, ModuleName, Outcome, Phase, State
 from otad.core.step import Verdict, verdict
 from otad.units import format_duration, format_size
 
@@ -49,26 +49,23 @@ def _tell_start(state: State, event: Started) -> None:
 
 def _tell_offer(before: State, event: Noticed) -> None:
     identity = event.notice.identity
+    name = _name(identity.module, identity.version)
     extra = {"OTAD_MODULE": identity.module, "MESSAGE_ID": ids.NOTICED}
     match verdict(before, event):
         case Verdict.BEGIN | Verdict.SUPERSEDE:
-            log.info("package %s offered, %s", identity.version, format_size(identity.size), extra=extra)
+            log.info("package %s offered, %s", name, format_size(identity.size), extra=extra)
         case Verdict.SAME:
-            log.debug("package %s offered: under way already", identity.version, extra=extra)
+            log.debug("package %s offered: under way already", name, extra=extra)
         case Verdict.HEARD:
-            log.debug("package %s offered: the same message again", identity.version, extra=extra)
+            log.debug("package %s offered: the same message again", name, extra=extra)
         case Verdict.RUNNING:
-            log.info("package %s offered: it runs already", identity.version, extra=extra)
+            log.info("package %s offered: it runs already", name, extra=extra)
         case Verdict.REFUSED:
-            log.warning("package %s offered: refused; `otad retry` lifts it", identity.version, extra=extra)
+            log.warning("package %s offered: refused; `otad retry` lifts it", name, extra=extra)
         case Verdict.TOO_LATE | Verdict.BUSY:
-            log.info(
-                "package %s offered: waits until the deployment under way has ended", identity.version, extra=extra
-            )
+            log.info("package %s offered: waits until the deployment under way has ended", name, extra=extra)
         case Verdict.NOT_OURS:
-            log.warning(
-                "package %s offered: not taken, the booted slot is none of otad's", identity.version, extra=extra
-            )
+            log.warning("package %s offered: not taken, the booted slot is none of otad's", name, extra=extra)
 
 
 def _tell_deployment(before: Deployment | None, after: Deployment) -> None:
@@ -80,16 +77,24 @@ def _tell_deployment(before: Deployment | None, after: Deployment) -> None:
     }
     same = before is not None and before.id == after.id
     if before is not None and same and after.reason is not None and after.reason != before.reason:
-        log.warning(
-            "%s: %s", after.notice.identity.version, after.reason, extra={**extra, "MESSAGE_ID": ids.TRY_FAILED}
-        )
+        log.warning("%s: %s", _name(*_what(after)), after.reason, extra={**extra, "MESSAGE_ID": ids.TRY_FAILED})
     if before is None or not same or before.phase != after.phase:
         log.info("%s", _phase_words(after), extra={**extra, "MESSAGE_ID": ids.PHASE})
 
 
+def _what(deployment: Deployment) -> tuple[ModuleName, str]:
+    return deployment.notice.identity.module, deployment.notice.identity.version
+
+
+def _name(module: ModuleName, version: str) -> str:
+    """A package in a line of the log. A system that was found without memory may have no version."""
+    shown = version or "the system found here"
+    return shown if module == DEFAULT_MODULE else f"{module} {shown}"
+
+
 def _phase_words(deployment: Deployment) -> str:
-    version = deployment.notice.identity.version
-    module = deployment.notice.identity.module
+    module, number = _what(deployment)
+    version = _name(module, number)
     where = f"module {module}" if deployment.in_place else f"slot {deployment.target}"
     match deployment.phase:
         case Phase.DOWNLOADING:
@@ -118,7 +123,7 @@ def _tell_end(ended: Ended) -> None:
     log.log(
         level,
         "%s: %s after %s%s",
-        ended.version,
+        _name(ended.module, ended.version),
         ended.outcome,
         format_duration(max(0, ended.ended - ended.began)),
         f": {ended.failure}" if ended.failure else "",

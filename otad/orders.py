@@ -50,7 +50,7 @@ class Orders:
         """`size_of` tells how many bytes a URL leads to."""
         self._config: Config = loaded.config
         self._problems = tuple(str(problem) for problem in loaded.problems)
-        self._config_errors = bool(loaded.errors)
+        self._passes_over = str(loaded.errors[0]) if loaded.errors else ""
         self._machine = machine
         self._cloud = cloud
         self._coordinator = coordinator
@@ -86,6 +86,7 @@ class Orders:
                 waiting=self._offers.waiting,
                 progress=self._telemetry.progress,
                 stuck=self._machine.unseen or self._coordinator.stuck,
+                passes_over=self._passes_over,
                 asks_at=time.time() + asks_at - loop.time() if asks_at is not None else None,
                 problems=(
                     *self._problems,
@@ -120,7 +121,8 @@ class Orders:
             name = "" if module == DEFAULT_MODULE else f"module {module}: "
             match answer:
                 case None:
-                    raise UpdateError(Code.SESSION, "the platform does not answer firmware/get")
+                    problem = self._cloud.unanswered or "it does not answer"
+                    raise UpdateError(Code.SESSION, f"the platform does not say what it offers: {problem}")
                 case Nothing():
                     words.append(f"{name}nothing is offered")
                 case Unusable():
@@ -134,7 +136,7 @@ class Orders:
         return "\n".join(words)
 
     async def install(self, request: InstallRequest) -> str:
-        if self._config_errors:
+        if self._passes_over:
             raise Objection("the configuration has errors; `otad config check` tells all")
         if request.module not in self._machine.modules:
             known = ", ".join(self._machine.modules)
@@ -173,7 +175,7 @@ class Orders:
                 await self._cloud.ask(module)
         except OfflineError:
             return f"no longer refused: {lifted}; the platform is asked at the next connection"
-        return f"no longer refused: {lifted}; the platform has been asked for it"
+        return f"no longer refused: {lifted}; the platform has been asked whether it still offers it"
 
     async def reboot(self) -> str:
         request = RebootRequested(now())

@@ -250,7 +250,7 @@ def _other_module_lines(status: Document) -> list[str]:
     booted = status["slots"].get(status["booted"], {}).get("version")
     if set(modules) == {"default"} and modules["default"]["version"] == booted:
         return []
-    lines = [f"{name} {module['version'] or 'of a version that cannot be read'}" for name, module in modules.items()]
+    lines = [f"{name} {module['version'] or '(version not known)'}" for name, module in modules.items()]
     return _labeled("modules", *lines)
 
 

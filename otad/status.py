@@ -55,6 +55,7 @@ class Situation:
     asks_at: float | None = None  # when the platform is asked next without a notice
     problems: tuple[str, ...] = ()
     stuck: str = ""  # what everything waits for; "" usually
+    passes_over: str = ""  # why no package is taken; "" usually
     zone: tzinfo | None = None  # of the clock times in `next`; None: the gateway's
 
     @property
@@ -144,6 +145,8 @@ def _progress(situation: Situation) -> Progress:
             return replace(progress, total=progress.total or size)
         case Phase.INSTALLING:
             return progress  # of the image, whose size is not the package's
+        case Phase.ACTIVATING if deployment.in_place:
+            return progress  # as the program that installs it says
         case Phase.ACTIVATING | Phase.REBOOTING | Phase.CONFIRMING | Phase.ROLLING_BACK:
             return replace(progress, bytes=size, total=size, rate=0.0)
         case _:
@@ -183,7 +186,9 @@ def _deployment_words(situation: Situation, deployment: Deployment) -> str:
         target = f"module {deployment.notice.identity.module}"
     match deployment.phase:
         case Phase.ACTIVATING if deployment.in_place:
-            return _then(waiting, f"switch {target} to it, then check its version and health")
+            told = progress.total and progress.bytes
+            done = f" ({100 * progress.bytes // progress.total} % done)" if told else ""
+            return _then(waiting, f"switch {target} to it{done}, then check its version and health")
         case Phase.CONFIRMING if deployment.in_place and progress.waits_for:
             until = f" until {_clock(situation, progress.waits_until)}" if progress.waits_until is not None else ""
             return f"wait for {progress.waits_for}{until}, then trust {target}, or roll it back"
@@ -229,6 +234,8 @@ def _transfer_words(verb: str, where: str, progress: Progress, after: str) -> st
 def _idle_words(situation: Situation) -> str:
     session, owed = situation.session, _reports(len(situation.state.outbox))
     match session.state:
+        case SessionState.ONLINE if situation.passes_over:
+            return f"nothing: no package is taken until this is put right: {situation.passes_over}"
         case SessionState.ONLINE if owed:
             return f"send {owed} to the platform, then wait for a notice"
         case SessionState.ONLINE:
@@ -239,7 +246,7 @@ def _idle_words(situation: Situation) -> str:
         case SessionState.OFFLINE:
             return f"connect to the platform again: {session.detail}" + (f"; {owed} to send" if owed else "")
         case SessionState.REFUSED:
-            return f"nothing until the platform accepts the credentials: {session.detail}"
+            return f"nothing until this is put right: {session.detail}"
         case SessionState.OFF if situation.problems:
             return f"nothing until this is put right: {situation.problems[0]}"
         case SessionState.OFF:

@@ -167,7 +167,12 @@ EXITS: list[tuple[str, Callable[[Gateway], None], int, str]] = [
     ("status extra", nothing, 2, "unrecognized arguments: extra"),
     ("stat", nothing, 2, "invalid choice: 'stat'"),
     ("install /no/such/file", nothing, 2, "/no/such/file: No such file or directory"),
-    ("install pyproject.toml", nothing, 2, "--version is missing, and pyproject.toml has no manifest.json"),
+    (
+        "install pyproject.toml",
+        nothing,
+        2,
+        "--version is missing, and pyproject.toml does not begin with a manifest.json",
+    ),
     ("install tests/system --version 2", nothing, 2, "tests/system: Is a directory"),
     ("install http://x/p --sha256 " + SHA256, nothing, 2, "--version is missing, and a URL needs it"),
     ("install /no/such/file --version 2", nothing, 2, "/no/such/file: No such file or directory"),

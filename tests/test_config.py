@@ -112,7 +112,7 @@ def test_a_sound_file_has_no_problems(tmp_path: Path) -> None:
             slots={"a": Slot(tmp_path / "a.img", "A"), "b": Slot(tmp_path / "b.img", "B")},
             boot=BootSettings(Backend.SIMULATED, directory=tmp_path / "boot"),
             health=HealthSettings(directory=tmp_path / "health.d"),
-            reboot=RebootSettings(),
+            reboot=RebootSettings(command=()),
             trust=TrustSettings(),
             state=StateSettings(),
             control=ControlSettings(),
@@ -197,7 +197,7 @@ def test_a_value_is_read(tmp_path: Path, key: str, written: str, value: object) 
     section, name = key.split(".")
     (field,) = (k.field for s in SECTIONS if s.name == section for k in s.keys if k.name == name)
     got = getattr(getattr(loaded.config, section), field)
-    assert loaded.problems == ()
+    assert loaded.errors == ()  # a file that is named need not be there yet
     assert (str(got) if isinstance(got, Path) else got) == (
         value.format(base=tmp_path) if isinstance(value, str) and isinstance(got, Path) else value
     )
@@ -522,7 +522,7 @@ TWO_KEYS = [
     (
         "registration over HTTPS, and nowhere to go",
         {"device.device_secret": None, "device.product_secret": f'"{SECRET}"', "device.registration": '"https"'},
-        ["device.registration_host: missing: https registration with an end point of one's own"],
+        ["device.registration_host: missing: nothing else names it where mqtt.host is an end point of one's own"],
     ),
     (
         "a signature key that is not there",
@@ -1018,3 +1018,28 @@ def test_without_slots_no_boot_loader_is_needed(tmp_path: Path) -> None:
     assert loaded.problems == ()
     assert loaded.can_boot
     assert not loaded.config.needs_slots
+
+
+def test_what_is_named_and_without_effect_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "health.d").mkdir()
+    for name in ("10-app", "README~", ".hidden", "10-app.dpkg-old"):
+        (tmp_path / "health.d" / name).write_text("#!/bin/sh")
+    loaded = read(tmp_path, {"mqtt.ca_file": '"roots.pem"', "download.ca_file": '"health.d"'})
+
+    assert said(loaded) == [
+        f"mqtt.ca_file: {tmp_path / 'roots.pem'}: No such file or directory",
+        f"download.ca_file: {tmp_path / 'health.d'}: is a directory",
+        f"health.directory: {tmp_path / 'health.d' / '10-app'}: not executable, so not a health check",
+    ]
+    assert all(problem.warning for problem in loaded.problems)
+
+
+def test_the_simulated_board_never_reboots_the_machine_it_is_simulated_on(tmp_path: Path) -> None:
+    assert read(tmp_path, {}).config.reboot.command == ()
+    assert read(tmp_path, {"reboot.command": '["true"]'}).config.reboot.command == ("true",)
+    assert read(tmp_path, {"reboot.command": "[]", "reboot.force_command": "[]"}).problems == ()
+
+
+def test_an_installer_that_is_none_makes_no_other_problem(tmp_path: Path) -> None:
+    docker = {"modules.mcu.installer": '"docker"', "modules.mcu.command": '["/x"]', "modules.mcu.directory": '"y"'}
+    assert said(read(tmp_path, docker)) == ['modules.mcu.installer: "docker": must be one of slots, files, command']

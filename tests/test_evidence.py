@@ -111,11 +111,11 @@ async def test_a_file_with_anything_else_says_so(tmp_path: Path, content: bytes)
     assert len(found.problem) < 400
 
 
-async def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_read_says_so_and_is_absent_only_where_there_is_none(tmp_path: Path) -> None:
     missing, directory = tmp_path / "version", tmp_path
 
     assert await running_version(FileVersion(missing), RealDisk(), None) == Evidence(
-        None, f"{missing}: No such file or directory"
+        None, f"{missing}: No such file or directory", absent=True
     )
     assert await running_version(FileVersion(directory), RealDisk(), None) == Evidence(
         None, f"{directory}: Is a directory"
@@ -196,10 +196,33 @@ async def test_the_directory_that_the_link_points_to_says_its_version(tmp_path: 
     assert await installed(tmp_path, f"{version}.otad-65a1b2c3-7") == Evidence(version)
 
 
+NAME = "2.0.0.otad-65a1b2c3-7"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [f"{NAME}/", f"./{NAME}", f"/{NAME}", f"../apps/{NAME}", f"lib/../{NAME}", f"//./{NAME}//.", "other", "stable"],
+)
+async def test_it_says_so_however_the_link_is_spelled(tmp_path: Path, target: str) -> None:
+    apps = tmp_path / "apps"
+    (apps / NAME).mkdir(parents=True)
+    (apps / "lib").mkdir()
+    (apps / "stable").symlink_to("lib/back")
+    (apps / "lib" / "back").symlink_to(f"../{NAME}/.")
+    (tmp_path / "other").symlink_to(apps)
+    directory = tmp_path / "other" if target == "other" else apps  # configured by another way than the link's
+    target = NAME if target == "other" else target
+
+    assert await installed(directory, f"{apps}{target}" if target.startswith("/") else target) == Evidence("2.0.0")
+
+
 @pytest.mark.parametrize(
     "target",
     [
         "2.0.0",
+        f"{NAME}/below",
+        "current",
+        ".",
         "2.0.0.otad-1-1.partial",
         "sub/2.0.0.otad-1-1",
         "/apps/2.0.0.otad-1-1",
@@ -219,10 +242,10 @@ async def test_a_link_to_what_is_gone_or_no_link_at_all_is_no_evidence(tmp_path:
     source, link = InstalledVersion(), tmp_path / "current"
 
     assert await running_version(source, RealDisk(), None) == Evidence(None, "the module has no directory")
-    nothing = Evidence(None, f"{link}: nothing is installed yet")
+    nothing = Evidence(None, f"{link}: nothing is installed yet", absent=True)
     assert await running_version(source, RealDisk(), None, link=link) == nothing
     assert await running_version(source, RealDisk(), None, link=link / "below") == Evidence(
-        None, f"{link}/below: nothing is installed yet"
+        None, f"{link}/below: nothing is installed yet", absent=True
     )
     gone = await installed(tmp_path, "2.0.0.otad-1-1")
     assert gone == Evidence(None, f"{tmp_path}/2.0.0.otad-1-1: No such file or directory")

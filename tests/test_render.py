@@ -99,7 +99,7 @@ def test_failed_and_refused() -> None:
         b     -        bad                           0  B         /dev/disk/by-partlabel/rootfs-b
 
         modules     default 1-0-0
-                    app of a version that cannot be read
+                    app (version not known)
         last        2-0-0 failed: example.com: 404 Not Found, 2026-11-23 10:15:00
         refused     2-0-0 since 2026-11-23 10:15:00: example.com: 404 Not Found
                     `otad retry` lifts it

@@ -99,11 +99,19 @@ NEXT = {
     ),
     "credentials refused": (
         idle(SessionState.REFUSED, "bad user name or password, next attempt at 11:15"),
-        "nothing until the platform accepts the credentials: bad user name or password, next attempt at 11:15",
+        "nothing until this is put right: bad user name or password, next attempt at 11:15",
     ),
     "configuration wrong": (
         idle(SessionState.OFF, "1 error", problems=("config.toml: mqtt: one of host, instance and region is needed",)),
         "nothing until this is put right: config.toml: mqtt: one of host, instance and region is needed",
+    ),
+    "configuration wrong, and online": (
+        idle(SessionState.ONLINE, passes_over="config.toml: health.directory: must be a path"),
+        "nothing: no package is taken until this is put right: config.toml: health.directory: must be a path",
+    ),
+    "in place, half switched": (
+        in_place(Phase.ACTIVATING, moving(bytes=45 * MIB, total=60 * MIB)),
+        "switch module app to it (75 % done), then check its version and health",
     ),
     "no platform": (
         idle(SessionState.OFF, "no end point"),

@@ -656,7 +656,7 @@ def _rolled_back(state: State, deployment: Deployment, at: int) -> State:
 def _stays_switched(state: State, deployment: Deployment, failure: Failure, at: int) -> State:
     """The installer cannot go back: what there is stays, and both reasons are told."""
     reason = deployment.reason or Failure(Code.UNKNOWN, "rolled back")
-    both = replace(reason, detail=f"{reason}; and what ran before could not be restored: {failure}")
+    both = replace(reason, detail=f"{reason}; and the way back failed: {failure}")
     state = _end(state, deployment, Outcome.FAILED, _kept(both), at, step_for(both))
     return _owe_inform(state, deployment.notice.identity.module)
 

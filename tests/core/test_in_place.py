@@ -239,7 +239,7 @@ def test_an_installer_that_cannot_go_back_ends_the_deployment_with_both_reasons(
     assert gateway.told[-2:] == ["step -1", "2"]
     assert (gateway.job, gateway.current, line.outcome) == ("failed", "2", Outcome.FAILED)
     assert line.failure is not None
-    assert "exit status 1; and what ran before could not be restored: rollback" in line.failure.detail
+    assert "exit status 1; and the way back failed: rollback" in line.failure.detail
 
 
 def test_a_switch_that_fails_twice_succeeds_at_the_third_try() -> None:

@@ -126,7 +126,7 @@ async def test_who_is_refused_says_so_once_and_waits_long(
         status = await world.status(lambda status: status["session"]["state"] == "refused")
 
         assert "next attempt in" in status["session"]["detail"]
-        assert "nothing until the platform accepts the credentials" in status["next"]
+        assert "nothing until this is put right" in status["next"]
         attempts = [*world.platform.events.of(Refused), *world.platform.events.of(Connected)]
         assert len(attempts) <= 1
         warnings = [line for line in world.gateway.log.read_text().splitlines() if "WARNING" in line]

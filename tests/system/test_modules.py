@@ -260,6 +260,7 @@ async def test_a_refusal_for_want_of_configuration_ends_with_it(world: World) ->
     world.power_on()
     package = app(world, "1.0")
     refused = await world.ended(world.push(package))
+    await world.idle("a")
     await world.power_off()
     world.gateway.config.write_text(text)
     world.power_on()
