@@ -18,6 +18,7 @@ The socket is `admin.sock` in the platform's directory, which only its owner can
     GET  /jobs/watch         200 {"jobs"} per line: all jobs, then those that change, without end
     POST /jobs/ID/cancel, /jobs/ID/confirm                                200 a job
     POST /faults    {"name": value, ...}                                  200 {"name": value, ...}, all of them
+    DELETE /faults                                                        200 the same, each as it is by default
 
 What cannot be is answered with {"error", "hint"?}: 400 what was asked makes no sense here, 409 not as things stand, 500
 the machine does not let us.
@@ -305,6 +306,11 @@ def _application(platform: Platform) -> web.Application:
             setattr(platform.faults, name, value)
         return web.json_response({name: getattr(platform.faults, name) for name in _SETTABLE})
 
+    async def clear_faults(_: web.Request) -> web.StreamResponse:
+        for name in _SETTABLE:
+            setattr(platform.faults, name, getattr(Faults(), name))
+        return web.json_response({name: getattr(platform.faults, name) for name in _SETTABLE})
+
     app = web.Application(middlewares=[_explained])
     app.add_routes(
         [
@@ -322,6 +328,7 @@ def _application(platform: Platform) -> web.Application:
             web.post("/jobs/{id}/cancel", cancel),
             web.post("/jobs/{id}/confirm", confirm),
             web.post("/faults", set_faults),
+            web.delete("/faults", clear_faults),
         ]
     )
     return app

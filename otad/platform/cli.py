@@ -101,8 +101,12 @@ def add_arguments(subparser: argparse.ArgumentParser) -> None:
 
     misbehave = _add(commands, "misbehave", "show or set the switches to misbehave")
     misbehave.add_argument(
-        "faults", nargs="*", metavar="NAME=VALUE", help="VALUE is JSON: cut_after=1000000, rate=null"
+        "faults",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="VALUE is JSON: cut_after=1000000, rate=null; none: show them all",
     )
+    misbehave.add_argument("--reset", action="store_true", help="first, everything as it should be")
 
 
 def default_directory() -> Path:

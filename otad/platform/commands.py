@@ -19,6 +19,7 @@ from otad.platform import table
 from otad.platform.admin import Client, Impossible, NotRunning, serve_admin
 from otad.platform.cli import default_directory
 from otad.platform.events import Event, as_json
+from otad.platform.faults import Faults
 from otad.platform.platform import Platform
 
 DONE, FAILED, USAGE, NOT_RUNNING, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -350,8 +351,15 @@ async def _misbehave(args: argparse.Namespace, client: Client) -> int:
             if not equals:
                 return _error(USAGE, f"{text!r}: not NAME=VALUE", "for example cut_after=1000000 or rate=null")
             faults[name] = value
-    for name, value in (await client.call("POST", "/faults", faults)).items():
-        print(f"{name}={json.dumps(value)}")
+    now: dict[str, Any] = await client.call("DELETE" if args.reset else "POST", "/faults", None if args.reset else {})
+    if faults:
+        now = await client.call("POST", "/faults", faults)
+    usual = Faults()
+    set_now = {name: value for name, value in now.items() if value != getattr(usual, name)}
+    for name, value in (set_now if faults or args.reset else now).items():
+        print(f"{name}={json.dumps(value)}" + ("  (set)" if not (faults or args.reset) and name in set_now else ""))
+    if not set_now:
+        print("nothing goes wrong on purpose")
     return DONE
 
 

@@ -517,7 +517,11 @@ async def test_cancel_confirm_and_misbehave(bench: Bench) -> None:
     ]
     assert await bench.done("cancel", "1") == "job 1: pk/gw-1 to 2-0-0: CANCELED: cancelled by the operator\n"
     text = await bench.done("misbehave", "rate=1000", "next_statuses=[403]", "connack=3")
-    assert {"rate=1000", "next_statuses=[403]", "connack=3"} <= set(text.splitlines())
+    assert set(text.splitlines()) == {"rate=1000", "next_statuses=[403]", "connack=3"}
+    every = (await bench.done("misbehave")).splitlines()
+    assert {"rate=1000  (set)", "gzip=false"} <= set(every)
+    assert await bench.done("misbehave", "--reset", "gzip=true") == "gzip=true\n"
+    assert await bench.done("misbehave", "--reset") == "nothing goes wrong on purpose\n"
 
 
 @pytest.mark.parametrize("words", [("jobs",), ("add-device", "pk", "gw-1"), ("push", "gw-1", "2")])
