@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from otad import status
-from otad.cloud.cloud import Cloud, Nothing, Offered, OfflineError, Unusable
+from otad.cloud.cloud import Cloud, Nothing, Offered, OfflineError, SessionState, Unusable
 from otad.config import Config, Loaded
 from otad.control.service import JSON, InstallRequest, Objection
 from otad.coordinator import Coordinator, now
@@ -30,6 +30,9 @@ from otad.reporter import Reporter
 from otad.store import Store
 from otad.telemetry import Telemetry
 from otad.threads import in_thread
+
+REACH_S = 10.0
+"""So long a person waits for a session that is not there yet."""
 
 
 class Orders:
@@ -111,6 +114,7 @@ class Orders:
     async def check(self) -> str:
         if is_on_trial(self._coordinator.state):
             raise Objection("the booted system is on trial: nothing is asked before it is confirmed")
+        await self._reach_platform()
         words: list[str] = []
         for module in self._machine.modules:
             try:
@@ -134,6 +138,23 @@ class Orders:
                     meaning = verdict(self._coordinator.state, await self._offers.noticed(notice, offer))
                     words.append(f"{name}{notice.identity.version} is offered: {_VERDICT_WORDS[meaning]}")
         return "\n".join(words)
+
+    async def _reach_platform(self) -> None:
+        """Whoever asks has perhaps just put right what kept us out: that is not waited for by the hour."""
+        waits = (SessionState.OFFLINE, SessionState.REFUSED)
+        if self._cloud.view.state not in waits:
+            return
+        has_begun = False
+        self._cloud.hurry()
+        try:
+            async with asyncio.timeout(REACH_S):
+                while self._cloud.view.state != SessionState.ONLINE:
+                    if has_begun and self._cloud.view.state in waits:
+                        return  # in vain
+                    await self._telemetry.changed()
+                    has_begun = has_begun or self._cloud.view.state == SessionState.CONNECTING
+        except TimeoutError:
+            pass  # status says why
 
     async def install(self, request: InstallRequest) -> str:
         if self._passes_over:

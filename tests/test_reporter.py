@@ -70,6 +70,9 @@ class FakeCloud:
     async def run(self) -> None:
         await asyncio.Event().wait()
 
+    def hurry(self) -> None:
+        """It is always there."""
+
     async def connected(self, after: int) -> int:
         while self.connection <= after:
             await self._up.wait()

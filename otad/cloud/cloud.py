@@ -125,6 +125,10 @@ class Cloud(Protocol):
         """Hold the session for ever: connect, listen, reconnect with back-off. Ends only by being canceled."""
         ...
 
+    def hurry(self) -> None:
+        """Somebody waits: make the next attempt as soon as the platform's limits allow, not when it is due."""
+        ...
+
     async def connected(self, after: int) -> int:
         """Wait until online with a connection number above `after`; that number."""
         ...

@@ -21,6 +21,9 @@ class Off:
     async def run(self) -> None:
         await asyncio.Event().wait()
 
+    def hurry(self) -> None:
+        """There is nothing to attempt."""
+
     async def connected(self, after: int) -> int:
         del after
         await asyncio.Event().wait()

@@ -146,6 +146,7 @@ class Session:
         self._reason = "not started"
         self._next_at: float | None = None  # monotonic
         self._changed = asyncio.Event()  # replaced on each change
+        self._hurried = asyncio.Event()
 
         self._current: _Connection | None = None
         self._connections = 0
@@ -182,7 +183,7 @@ class Session:
     async def run(self) -> None:
         try:
             while True:
-                await asyncio.sleep(max(0.0, (self._next_at or 0.0) - time.monotonic()))
+                await self._until_the_next()
                 self._starts.append(time.monotonic())
                 self._become(SessionState.CONNECTING, self._reason if self._losses or self._refusals else "")
                 connections = self._connections
@@ -200,6 +201,21 @@ class Session:
         finally:
             self._next_at = None
             self._become(SessionState.OFFLINE, "stopped")
+
+    def hurry(self) -> None:
+        if self._next_at is not None and self._current is None:
+            self._next_at = min(self._next_at, self._not_before(0))
+            self._hurried.set()
+
+    async def _until_the_next(self) -> None:
+        """Until the next attempt is due; somebody may hurry it meanwhile."""
+        while (left_s := (self._next_at or 0.0) - time.monotonic()) > 0:
+            self._hurried.clear()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._hurried.wait()
+            except TimeoutError:
+                pass
 
     async def connected(self, after: int) -> int:
         while self._current is None or self._current.number <= after:

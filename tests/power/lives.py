@@ -228,6 +228,9 @@ class Session:
         self._hear(self._board.platform.answer())
         await asyncio.Event().wait()
 
+    def hurry(self) -> None:
+        """It is always there."""
+
     async def connected(self, after: int) -> int:
         if after >= 1:
             await asyncio.Event().wait()

@@ -147,3 +147,25 @@ async def test_an_obtained_secret_that_is_refused_is_kept_and_the_wait_is_long(t
         assert identity_file(world).read_text() == spoilt
         assert len(world.platform.events.of(Registered)) == 1
         assert "bad user name or password" in world.gateway.log.read_text()
+
+
+async def test_whoever_has_put_it_right_need_not_wait_for_the_next_attempt(tmp_path: Path) -> None:
+    async with fresh_gateway(tmp_path, 'device_secret_file = "device.secret"', known) as world:
+        secret = world.gateway.directory / "device.secret"
+        secret.write_text("wr0ng")
+        world.power_on()
+        await world.status(lambda status: status["session"]["state"] == "refused")
+
+        status, said = await world.otad("check")
+        assert (status, "bad user name or password" in said) == (4, True), said
+        secret.write_text(world.platform.device(NAME).secret)
+        status, said = await world.otad("check")
+
+        assert (status, said) == (0, "nothing is offered\n")
+        secret.write_text("wr0ng")
+        world.platform.kick(NAME)
+        for _ in range(6):  # a person's impatience does not make a storm either
+            await world.otad("check")
+        attempts = [event.at for event in world.platform.events if isinstance(event, Refused | Connected)]
+        assert len(attempts) >= 4
+        assert all(later - earlier >= 59 for earlier, later in zip(attempts, attempts[5:], strict=False))
