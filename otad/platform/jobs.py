@@ -20,7 +20,7 @@ A job brings the package to one device:
   the first time may have to wait, for the batch's start or its rate.
 - CANCELED, by the operator or by a newer job: the device is told nothing.
 
-Where the platform's documents are silent (protocol.md 3.9 has what they say): a device gets a second job of a dynamic
+Where the platform's documents are silent: a device gets a second job of a dynamic
 batch only if it has succeeded in the first, or was never told of it, for otherwise each rollback would start the
 upgrade anew; devices that run the target version already are in no batch of a whole product; a job that has not
 started cannot be obtained by asking, one that waits for the rate can.

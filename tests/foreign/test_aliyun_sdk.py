@@ -5,7 +5,7 @@ Nobody here wrote that client, and it was made for the real platform: what it un
 to say, measures how faithful the stand-in is. Each test asserts both ends: what the SDK's user saw, and what the
 platform recorded.
 
-What is odd here is the SDK (protocol.md 6): it never subscribes to a topic of OTA, and `ota_report_version` and
+What is odd here is the SDK: it never subscribes to a topic of OTA, and `ota_report_version` and
 `query_ota_firmware` return OTA_PUB_FAILED although they published, so what they return is not looked at.
 """
 
@@ -313,7 +313,7 @@ async def test_a_registration_is_refused(world: World, auth_type: str) -> None:
 
 @plain
 async def test_its_signature_is_the_recorded_one(world: World) -> None:
-    """protocol.md 1.2: what this SDK was seen to send at that second, and that the stand-in lets it in."""
+    """What this SDK was seen to send at that second, and that the stand-in lets it in."""
     sent = asyncio.get_running_loop().create_future()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -334,7 +334,7 @@ async def test_its_signature_is_the_recorded_one(world: World) -> None:
 
 @plain
 async def test_the_signature_recorded_of_the_c_sdk_is_let_in(world: World) -> None:
-    """protocol.md 1.2, as the C SDK 4.2 sends it: the password in upper case, keep-alive 1200 s."""
+    """As the C SDK 4.2 sends it: the password in upper case, keep-alive 1200 s."""
     client_id = (
         "a1simpk0001.gw001|timestamp=2524608000000,_ss=1,_v=sdk-c-4.2.0,"
         "securemode=3,signmethod=hmacsha256,ext=3,_conn=tcp_1|"
