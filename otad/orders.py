@@ -141,20 +141,22 @@ class Orders:
 
     async def _reach_platform(self) -> None:
         """Whoever asks has perhaps just put right what kept us out: that is not waited for by the hour."""
-        waits = (SessionState.OFFLINE, SessionState.REFUSED)
-        if self._cloud.view.state not in waits:
+        if self._session() in (SessionState.ONLINE, SessionState.OFF):
             return
         has_begun = False
         self._cloud.hurry()
         try:
             async with asyncio.timeout(REACH_S):
-                while self._cloud.view.state != SessionState.ONLINE:
-                    if has_begun and self._cloud.view.state in waits:
+                while (session := self._session()) != SessionState.ONLINE:
+                    if has_begun and session != SessionState.CONNECTING:
                         return  # in vain
+                    has_begun = has_begun or session == SessionState.CONNECTING
                     await self._telemetry.changed()
-                    has_begun = has_begun or self._cloud.view.state == SessionState.CONNECTING
         except TimeoutError:
             pass  # status says why
+
+    def _session(self) -> SessionState:
+        return self._cloud.view.state
 
     async def install(self, request: InstallRequest) -> str:
         if self._passes_over:
