@@ -246,7 +246,7 @@ def _idle_words(situation: Situation) -> str:
         case SessionState.OFFLINE:
             return f"connect to the platform again: {session.detail}" + (f"; {owed} to send" if owed else "")
         case SessionState.REFUSED:
-            return f"nothing until this is put right: {session.detail}"
+            return f"nothing until this is put right (credentials or trust): {session.detail}"
         case SessionState.OFF if situation.problems:
             return f"nothing until this is put right: {situation.problems[0]}"
         case SessionState.OFF:

@@ -99,7 +99,7 @@ NEXT = {
     ),
     "credentials refused": (
         idle(SessionState.REFUSED, "bad user name or password, next attempt at 11:15"),
-        "nothing until this is put right: bad user name or password, next attempt at 11:15",
+        "nothing until this is put right (credentials or trust): bad user name or password, next attempt at 11:15",
     ),
     "configuration wrong": (
         idle(SessionState.OFF, "1 error", problems=("config.toml: mqtt: one of host, instance and region is needed",)),
