@@ -368,10 +368,6 @@ def unconfigured_key(identity: Identity) -> str:
     return f"unconfigured:{identity.key}"
 
 
-def _keys(identity: Identity) -> tuple[str, str]:
-    return identity.key, unconfigured_key(identity)
-
-
 def _honour(event: Noticed) -> str:
     """What makes a late duplicate known: message and package, since some platforms number all messages alike."""
     return f"{event.offer} {event.notice.identity.key}"
@@ -666,10 +662,12 @@ def _succeeded(state: State, deployment: Deployment, at: int) -> State:
     if deployment.notice.origin == Origin.PLATFORM:
         state = _owe_step(state, deployment.notice.identity.module, 100, "", deployment.notice.identity)
     state = _owe_inform(state, deployment.notice.identity.module)
+    module, version = deployment.notice.identity.module, deployment.notice.identity.version
     state = replace(
         state,
         tainted=tuple(slot for slot in state.tainted if slot != deployment.target),
-        refusals=tuple(r for r in state.refusals if r.key not in _keys(deployment.notice.identity)),
+        # Whichever package of this version it was that was refused: this version is trusted now.
+        refusals=tuple(r for r in state.refusals if (r.module, r.version) != (module, version)),
     )
     return _end(state, deployment, Outcome.SUCCEEDED, None, at)
 
