@@ -94,9 +94,12 @@ class Worker:
                 await self._pause(deployment)
                 if pause_s := _idle_pause_s(deployment):
                     await self._wait(deployment, f"a pause after {deployment.idle_starts} starts", pause_s)
-                await self._installer(deployment).install(deployment, self._telemetry.publish)
+                installer = self._in_place(deployment) if deployment.in_place else self._slots
+                await installer.install(deployment, self._telemetry.publish)
+            case Activate() if deployment.in_place:
+                await self._in_place(deployment).activate(deployment, self._telemetry.publish)
             case Activate():
-                await self._installer(deployment).activate(deployment)
+                await self._slots.activate(deployment)
             case Reboot():
                 await self._reboot(deployment, deployment.target)
             case Confirm() if deployment.in_place:
@@ -106,16 +109,14 @@ class Worker:
             case RollBack() if deployment.in_place:
                 if deployment.idle_starts > RESTORE_TRIES:  # it may be what ends us
                     await self._wait(deployment, "the next try to go back", 2.0**deployment.idle_starts)
-                await self._installer(deployment).restore(deployment)
+                await self._in_place(deployment).restore(deployment, self._telemetry.publish)
             case RollBack():
                 await self._roll_back(deployment)
             case _:
                 assert_never(work)
         return self._online_recently()
 
-    def _installer(self, deployment: Deployment) -> InPlace | SlotInstaller:
-        if not deployment.in_place:
-            return self._slots
+    def _in_place(self, deployment: Deployment) -> InPlace:
         module = deployment.notice.identity.module
         if module not in self._modules:  # it was when this began
             raise UpdateError(Code.UNSUPPORTED, f"module {module}: not configured on this gateway any more")

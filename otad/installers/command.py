@@ -26,7 +26,7 @@ from otad import programs
 from otad.core.model import Deployment
 from otad.durable import Disk, Place
 from otad.errors import Code, UpdateError
-from otad.installers.installer import from_thread, unheard
+from otad.installers.installer import from_thread
 from otad.installers.staging import Staging, storage_error
 from otad.telemetry import Progress
 from otad.threads import in_stoppable_thread
@@ -45,14 +45,9 @@ class CommandInstaller:
         self._disk = disk
         self._command = command
         self._timeout_s = timeout_s
-        self._progress: Callable[[Progress], None] = unheard
 
     async def install(self, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
-        """Prove once more what the staging file holds; of several files make each one of its own.
-
-        The program's progress is told to `progress` too, when its time comes.
-        """
-        self._progress = progress
+        """Prove once more what the staging file holds; of several files make each one of its own."""
         place = await self._staging.open(deployment)
         await in_stoppable_thread(self._install, place, deployment, from_thread(progress))
 
@@ -71,20 +66,20 @@ class CommandInstaller:
         except OSError as error:
             raise storage_error(str(self._staging.directory), error) from error
 
-    async def activate(self, deployment: Deployment) -> None:
+    async def activate(self, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
         """Run `PROGRAM install`."""
-        await self._order("install", deployment)
+        await self._order("install", deployment, progress)
 
-    async def restore(self, deployment: Deployment) -> None:
+    async def restore(self, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
         """Run `PROGRAM rollback`. One that cannot go back says so by its exit status: UpdateError INSTALL."""
-        await self._order("rollback", deployment)
+        await self._order("rollback", deployment, progress)
 
     def tidy(self, deployment: Deployment | None) -> None:
         """Nothing: what there is lies in the staging directory."""
 
-    async def _order(self, order: str, deployment: Deployment) -> None:
+    async def _order(self, order: str, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
         environment = self._environment(deployment)
-        await carry_out([*self._command, order], deployment, environment, self._timeout_s, self._progress)
+        await carry_out([*self._command, order], deployment, environment, self._timeout_s, progress)
 
     def _environment(self, deployment: Deployment) -> dict[str, str]:
         notice, digest = deployment.notice, deployment.notice.identity.digest
@@ -126,6 +121,7 @@ async def carry_out(
             percent = int(match[1])
             tell()
 
+    tell()  # what was shown until now was of the installation before
     loop = asyncio.get_running_loop()
     deadline, last = loop.time() + timeout_s, ""
     while (left := deadline - loop.time()) > 0:

@@ -31,7 +31,7 @@ from otad.durable import Disk, Place, leads_to
 from otad.errors import Code, UpdateError
 from otad.installed import PARTIAL, directory_name, is_ours, version_in
 from otad.installers.command import carry_out, module_environment
-from otad.installers.installer import from_thread, unheard
+from otad.installers.installer import from_thread
 from otad.installers.staging import Staging, storage_error
 from otad.telemetry import Progress
 from otad.threads import in_stoppable_thread, in_thread
@@ -61,16 +61,11 @@ class FilesInstaller:
         self._command = command
         self._timeout_s = timeout_s
         self._format_auto = format_auto
-        self._progress: Callable[[Progress], None] = unheard
 
     # -- installing
 
     async def install(self, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
-        """Make the new directory, whole and durable. One that the link points to already stays as it is.
-
-        The command's progress is told to `progress` too, when its time comes.
-        """
-        self._progress = progress
+        """Make the new directory, whole and durable. One that the link points to already stays as it is."""
         place = await self._staging.open(deployment)
         await in_stoppable_thread(self._install, place, deployment, from_thread(progress))
 
@@ -92,10 +87,10 @@ class FilesInstaller:
 
     # -- switching
 
-    async def activate(self, deployment: Deployment) -> None:
+    async def activate(self, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
         """Point the link to what `install` has made, then run the command."""
         target = await in_thread(self._switch, deployment)
-        await self._run(deployment, target)
+        await self._run(deployment, target, progress)
 
     def _switch(self, deployment: Deployment) -> str:
         name = directory_name(deployment)
@@ -115,13 +110,13 @@ class FilesInstaller:
             raise storage_error(str(self._link), error) from error
         return name
 
-    async def restore(self, deployment: Deployment) -> None:
+    async def restore(self, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
         """Point the link to what it pointed to before, if it points to this deployment's; then run the command.
 
         Where there was nothing before, what `install` has made is removed: `tidy` leaves it where there is no link.
         """
         target = await in_thread(self._switch_back, deployment)
-        await self._run(deployment, target)
+        await self._run(deployment, target, progress)
         if target is None:
             await in_thread(self._remove, self._directory / directory_name(deployment))
 
@@ -159,7 +154,7 @@ class FilesInstaller:
         name = leads_to(self._disk, link)
         return name if name is not None and version_in(name) is not None else target
 
-    async def _run(self, deployment: Deployment, target: str | None) -> None:
+    async def _run(self, deployment: Deployment, target: str | None, progress: Callable[[Progress], None]) -> None:
         if not self._command:
             return
         environment = {
@@ -167,7 +162,7 @@ class FilesInstaller:
             "OTAD_VERSION": version_in(target or "") or "",
             "OTAD_DIRECTORY": str(self._directory / target) if target is not None else "",
         }
-        await carry_out(self._command, deployment, environment, self._timeout_s, self._progress)
+        await carry_out(self._command, deployment, environment, self._timeout_s, progress)
 
     # -- tidying
 

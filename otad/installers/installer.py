@@ -20,11 +20,11 @@ class InPlace(Protocol):
         """Carry the staging file next to what runs: checked and durable when it returns, and not switched to yet."""
         ...
 
-    async def activate(self, deployment: Deployment) -> None:
+    async def activate(self, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
         """Switch to what `install` has brought."""
         ...
 
-    async def restore(self, deployment: Deployment) -> None:
+    async def restore(self, deployment: Deployment, progress: Callable[[Progress], None]) -> None:
         """Switch back to what ran before; does no harm where `activate` had not switched yet."""
         ...
 
@@ -45,7 +45,3 @@ def from_thread(progress: Callable[[Progress], None]) -> Callable[[Progress], No
         loop.call_soon_threadsafe(progress, value)
 
     return tell
-
-
-def unheard(progress: Progress) -> None:
-    """Where nobody listens: what is switched was brought by an earlier process."""

@@ -65,7 +65,7 @@ async def test_the_program_gets_the_file_and_what_there_is_to_know(world: World)
     echo = "\n".join(f"printf '%s\\n' \"$OTAD_{name}\" >> said" for name in TOLD)
     world.does(f'echo "$*" >> said\n{echo}\ncat "$OTAD_FILE" > flashed')
     await world.install(b"\x7fMCU", new)
-    await world.installer.activate(new)
+    await world.installer.activate(new, world.progress.append)
 
     digest = new.notice.identity.digest
     assert digest is not None
@@ -88,7 +88,7 @@ async def test_the_program_gets_the_file_and_what_there_is_to_know(world: World)
 async def test_an_archive_is_handed_on_as_it_came(world: World) -> None:
     package = tar(FILES)
     world.does('cp "$OTAD_FILE" flashed')
-    await world.installer.activate(await world.install(package))
+    await world.installer.activate(await world.install(package), world.progress.append)
 
     assert (world.directory / "flashed").read_bytes() == package
 
@@ -96,7 +96,7 @@ async def test_an_archive_is_handed_on_as_it_came(world: World) -> None:
 async def test_several_files_are_handed_on_in_a_directory(world: World) -> None:
     files = {"boot.bin": b"b" * 70_000, "app.bin": b"a" * 4096, "empty": b""}
     world.does('echo "[$OTAD_FILE]" > said; cp -r "$OTAD_DIRECTORY" flashed')
-    await world.installer.activate(await world.install(files))
+    await world.installer.activate(await world.install(files), world.progress.append)
 
     assert world.said() == ["[]"]
     assert read_tree(world.directory / "flashed") == files
@@ -105,7 +105,7 @@ async def test_several_files_are_handed_on_in_a_directory(world: World) -> None:
 async def test_going_back_is_another_word_with_the_same_knowledge(world: World) -> None:
     world.does('echo "$3 $OTAD_VERSION $OTAD_MODULE" > said; [ -e "$OTAD_FILE" ]')
     new = await world.install(b"firmware")
-    await world.installer.restore(new)
+    await world.installer.restore(new, world.progress.append)
 
     assert world.said() == ["rollback 2.0.0 app"]
 
@@ -114,8 +114,8 @@ async def test_it_can_be_run_again_by_a_new_process(world: World) -> None:
     world.does('cp "$OTAD_FILE" flashed')
     new = await world.install(b"firmware")
     world.staging.release()
-    await world.new_installer().activate(new)
-    await world.new_installer().activate(new)
+    await world.new_installer().activate(new, world.progress.append)
+    await world.new_installer().activate(new, world.progress.append)
 
     assert (world.runs, (world.directory / "flashed").read_bytes()) == (2, b"firmware")
 
@@ -166,19 +166,19 @@ async def test_a_program_that_says_no_is_quoted(world: World) -> None:
     new = await world.install(b"firmware")
 
     expected = Failure(Code.INSTALL, f"{world.program}: exit status 3: no answer from the bootloader")
-    assert await failure(world.installer.activate(new)) == expected
-    assert await failure(world.installer.restore(new)) == expected
+    assert await failure(world.installer.activate(new, world.progress.append)) == expected
+    assert await failure(world.installer.restore(new, world.progress.append)) == expected
 
 
 async def test_a_program_that_dies_is_quoted(world: World) -> None:
     world.does("kill -SEGV $$")
 
-    found = await failure(world.installer.activate(await world.install(b"firmware")))
+    found = await failure(world.installer.activate(await world.install(b"firmware"), world.progress.append))
     assert found == Failure(Code.INSTALL, f"{world.program}: killed by signal 11: no output")
 
 
 async def test_a_program_that_is_none_says_so(world: World) -> None:
-    found = await failure(world.installer.activate(await world.install(b"firmware")))
+    found = await failure(world.installer.activate(await world.install(b"firmware"), world.progress.append))
 
     assert found == Failure(Code.INSTALL, f"{world.program}: No such file or directory")
 
@@ -187,7 +187,7 @@ async def test_a_program_that_hangs_is_ended(world: World) -> None:
     world.does("echo erasing; sleep 60")
     world.installer = world.new_installer(timeout_s=0.3)
 
-    found = await failure(world.installer.activate(await world.install(b"firmware")))
+    found = await failure(world.installer.activate(await world.install(b"firmware"), world.progress.append))
     assert found == Failure(Code.INSTALL, f"{world.program}: not done within 300 ms: erasing")
 
 
@@ -195,7 +195,7 @@ async def test_a_program_that_asks_to_be_run_again_is(world: World) -> None:
     world.does('echo "radio busy"; [ $(wc -l < runs) -ge 2 ] || exit 75')
     new = await world.install(b"firmware")
     before = time.time()
-    await world.installer.activate(new)
+    await world.installer.activate(new, world.progress.append)
 
     assert world.runs == 2
     (wait,) = [progress for progress in world.progress if progress.waits_for]
@@ -208,7 +208,7 @@ async def test_asking_to_be_run_again_ends_with_the_time(world: World) -> None:
     world.does("echo radio busy; exit 75")
     world.installer = world.new_installer(timeout_s=0.5)
 
-    found = await failure(world.installer.activate(await world.install(b"firmware")))
+    found = await failure(world.installer.activate(await world.install(b"firmware"), world.progress.append))
     assert found == Failure(Code.INSTALL, f"{world.program}: not done within 500 ms: radio busy")
     assert world.runs == 1
 
@@ -220,16 +220,16 @@ async def test_lines_of_progress_move_the_progress_and_others_do_not(world: Worl
     new = await world.install(b"f" * 1000)
     await asyncio.sleep(0)
     world.progress.clear()
-    await world.installer.activate(new)
+    await world.installer.activate(new, world.progress.append)
 
-    assert [progress.bytes for progress in world.progress] == [100, 550, 1000, 1000]
+    assert [progress.bytes for progress in world.progress] == [0, 100, 550, 1000, 1000]
     assert {progress.total for progress in world.progress} == {1000}
 
 
 async def test_a_canceled_order_leaves_no_program_behind(world: World) -> None:
     world.does("echo $$ > pid; sleep 60")
     new = await world.install(b"firmware")
-    running = asyncio.create_task(world.installer.activate(new))
+    running = asyncio.create_task(world.installer.activate(new, world.progress.append))
     pid_file = world.directory / "pid"
     async with asyncio.timeout(10):
         while not pid_file.exists() or not pid_file.read_text().endswith("\n"):

@@ -30,6 +30,7 @@ from tests.installers.in_place import (
     Files,
     deployment,
     failure,
+    ignore,
     new_staging,
     read_tree,
     stage,
@@ -82,7 +83,7 @@ class World:
 
     async def switch(self, files: Files, version: str, id_: str) -> Deployment:
         new = await self.install(tar(files), version, id_)
-        await self.installer.activate(new)
+        await self.installer.activate(new, self.progress.append)
         return new
 
     async def refusal(self, package: bytes | Files) -> Failure:
@@ -119,7 +120,7 @@ async def test_an_archive_becomes_a_directory_and_the_link_points_to_it(
 ) -> None:
     new = await world.install(pack(FILES))
     assert not world.link.exists()
-    await world.installer.activate(new)
+    await world.installer.activate(new, world.progress.append)
 
     assert read_tree(world.link) == FILES
     assert os.readlink(world.link) == "2.0.0.otad-65a1b2c3-7"
@@ -129,7 +130,7 @@ async def test_an_archive_becomes_a_directory_and_the_link_points_to_it(
 
 async def test_several_files_become_files_of_their_names_and_archives_stay_as_they_are(world: World) -> None:
     files = {"firmware.bin": b"f" * 70_001, "web.tar": tar(FILES), "manifest.json": b"{", "empty": b""}
-    await world.installer.activate(await world.install(files))
+    await world.installer.activate(await world.install(files), world.progress.append)
 
     assert read_tree(world.link) == files
 
@@ -345,14 +346,14 @@ async def test_the_link_is_switched_and_points_back_after_a_restore(world: World
     assert (read_tree(world.link), await world.version()) == ({"v": b"2"}, Evidence("2.0.0"))
 
     for _ in range(2):
-        await world.installer.restore(new)
+        await world.installer.restore(new, world.progress.append)
         assert (read_tree(world.link), await world.version()) == ({"v": b"1"}, Evidence("1.0.0"))
 
 
 async def test_where_there_was_nothing_before_a_restore_takes_the_link_away(world: World) -> None:
     new = await world.switch(FILES, "2.0.0", SECOND)
     for _ in range(2):
-        await world.installer.restore(new)
+        await world.installer.restore(new, world.progress.append)
 
         assert not world.link.is_symlink()
         assert world.names() == []
@@ -362,8 +363,8 @@ async def test_where_there_was_nothing_before_a_restore_takes_the_link_away(worl
 async def test_a_switch_made_twice_still_knows_the_way_back(world: World) -> None:
     await world.switch({"v": b"1"}, "1.0.0", "65a1b2c3-7")
     new = await world.switch({"v": b"2"}, "2.0.0", SECOND)
-    await world.installer.activate(new)
-    await world.installer.restore(new)
+    await world.installer.activate(new, world.progress.append)
+    await world.installer.restore(new, world.progress.append)
 
     assert read_tree(world.link) == {"v": b"1"}
 
@@ -372,7 +373,7 @@ async def test_a_restore_before_the_switch_changes_nothing(world: World) -> None
     await world.switch({"v": b"1"}, "1.0.0", "65a1b2c3-7")
     await world.switch({"v": b"2"}, "2.0.0", SECOND)
     new = await world.install(tar({"v": b"3"}), "3.0.0", THIRD)
-    await world.installer.restore(new)
+    await world.installer.restore(new, world.progress.append)
 
     assert read_tree(world.link) == {"v": b"2"}
 
@@ -382,7 +383,7 @@ async def test_a_first_installation_forgets_what_somebody_removed(world: World) 
     await world.switch({"v": b"2"}, "2.0.0", SECOND)
     world.link.unlink()
     new = await world.switch({"v": b"3"}, "3.0.0", THIRD)
-    await world.installer.restore(new)
+    await world.installer.restore(new, world.progress.append)
 
     assert not world.link.is_symlink()
 
@@ -391,7 +392,7 @@ async def test_an_owners_own_directory_is_what_is_gone_back_to(world: World) -> 
     (world.directory / "factory").mkdir(parents=True)
     world.link.symlink_to("factory")
     new = await world.switch(FILES, "2.0.0", SECOND)
-    await world.installer.restore(new)
+    await world.installer.restore(new, world.progress.append)
 
     assert os.readlink(world.link) == "factory"
     assert await world.version() == Evidence(None, f"{world.link}: points to 'factory', which otad has not installed")
@@ -404,7 +405,7 @@ async def test_what_is_no_link_is_left_alone(world: World, make: Callable[[Path]
     found = Failure(Code.INSTALL, f"{world.link}: not a symbolic link, and not otad's to remove")
 
     assert await failure(world.install(tar(FILES))) == found
-    assert await failure(world.installer.activate(deployment(tar(FILES)))) == found
+    assert await failure(world.installer.activate(deployment(tar(FILES)), world.progress.append)) == found
     assert world.names() == ["current"]
 
 
@@ -413,7 +414,7 @@ async def test_what_was_never_installed_is_not_switched_to(world: World) -> None
     new = deployment(tar(FILES), "2.0.0", SECOND)
     (world.directory / "2.0.0.otad-65a1b2ff-8.partial").mkdir()
 
-    found = await failure(world.installer.activate(new))
+    found = await failure(world.installer.activate(new, world.progress.append))
     assert found == Failure(Code.INSTALL, f"{world.directory}/2.0.0.otad-65a1b2ff-8: not there")
     assert read_tree(world.link) == {"v": b"1"}
 
@@ -433,7 +434,7 @@ async def test_the_command_runs_after_each_switch_and_knows_what_runs_now(world:
     await world.switch({"v": b"1"}, "1.0.0", "65a1b2c3-7")
     world.program('echo "$OTAD_MODULE $OTAD_VERSION $OTAD_DEPLOYMENT $(cat "$OTAD_DIRECTORY/v" apps/current/v)" >> log')
     new = await world.switch({"v": b"2"}, "2.0.0", SECOND)
-    await world.installer.restore(new)
+    await world.installer.restore(new, world.progress.append)
 
     log = (world.directory.parent / "log").read_text().splitlines()
     assert log == [f"app 2.0.0 {SECOND} 22", f"app 1.0.0 {SECOND} 11"]
@@ -442,7 +443,7 @@ async def test_the_command_runs_after_each_switch_and_knows_what_runs_now(world:
 async def test_where_nothing_is_left_to_run_the_command_hears_that(world: World) -> None:
     world.program('echo "[$OTAD_VERSION] [$OTAD_DIRECTORY]" >> log')
     new = await world.switch(FILES, "2.0.0", SECOND)
-    await world.installer.restore(new)
+    await world.installer.restore(new, world.progress.append)
 
     log = (world.directory.parent / "log").read_text().splitlines()
     assert log[-1] == "[] []"
@@ -452,10 +453,10 @@ async def test_a_command_that_fails_is_why_the_switch_did(world: World) -> None:
     world.program("echo no port; exit 3")
     new = await world.install(tar(FILES))
 
-    found = await failure(world.installer.activate(new))
+    found = await failure(world.installer.activate(new, world.progress.append))
     assert found == Failure(Code.INSTALL, f"{world.command[0]}: exit status 3: no port")
     assert read_tree(world.link) == FILES
-    assert (await failure(world.installer.restore(new))).code == Code.INSTALL
+    assert (await failure(world.installer.restore(new, world.progress.append))).code == Code.INSTALL
     assert not world.link.is_symlink()
 
 
@@ -524,7 +525,7 @@ async def test_what_the_owner_switched_to_is_kept_and_gone_back_to(world: World,
     world.program('echo "$OTAD_VERSION $(cat "$OTAD_DIRECTORY/v")" >> log')
     new = await world.switch({"v": b"3"}, "3.0.0", THIRD)
     world.installer.tidy(new)
-    await world.installer.restore(new)
+    await world.installer.restore(new, world.progress.append)
     world.installer.tidy(None)
     assert (read_tree(world.link), await world.version()) == ({"v": b"2"}, Evidence("2.0.0"))
     assert "3.0.0.otad-65a1b300-9" not in world.names()
@@ -540,10 +541,10 @@ async def test_a_deployments_own_link_is_known_however_it_is_spelled(world: Worl
     world.link.symlink_to(spelling.format(name, apps=world.directory))
     (world.link / "written-by-the-app").touch()
     await world.installer.install(new, world.progress.append)
-    await world.installer.activate(new)
+    await world.installer.activate(new, world.progress.append)
     assert (world.link / "written-by-the-app").exists()
 
-    await world.installer.restore(new)
+    await world.installer.restore(new, world.progress.append)
     assert read_tree(world.link) == {"v": b"1"}
 
 
@@ -579,7 +580,7 @@ async def test_what_would_be_gone_back_to_is_kept_however_that_is_spelled(world:
     previous.unlink()
     previous.symlink_to(f"{world.directory}/{name}/")
     world.installer.tidy(new)
-    await world.installer.restore(new)
+    await world.installer.restore(new, world.progress.append)
 
     assert (read_tree(world.link), os.readlink(world.link)) == ({"v": b"1"}, name)
 
@@ -587,7 +588,7 @@ async def test_what_would_be_gone_back_to_is_kept_however_that_is_spelled(world:
 async def test_a_link_is_kept_whatever_it_is_called(world: World) -> None:
     installer = FilesInstaller(world.disk, world.staging, world.directory, "x.otad-1", (), 20, True)
     new = await world.install(tar(FILES))
-    await installer.activate(new)
+    await installer.activate(new, ignore)
     installer.tidy(None)
 
     assert world.names() == ["2.0.0.otad-65a1b2c3-7", "x.otad-1"]
@@ -622,7 +623,7 @@ async def test_files_that_a_manifest_names_are_compared(world: World) -> None:
         return tar({"manifest.json": json.dumps(manifest).encode(), **FILES})
 
     good = hashlib.sha256(FILES["data/one"]).hexdigest()
-    await world.installer.activate(await world.install(package(good)))
+    await world.installer.activate(await world.install(package(good)), world.progress.append)
     assert set(read_tree(world.link)) == {"manifest.json", *FILES}
 
     found = await failure(world.install(package("0" * 64), id_=SECOND))
@@ -652,13 +653,15 @@ async def test_a_manifest_of_something_else_is_refused(world: World, manifest: d
 
 async def test_a_manifest_of_what_was_announced_is_taken(world: World) -> None:
     manifest = json.dumps({"version": "2.0.0", "module": "app"}).encode()
-    await world.installer.activate(await world.install(tar({"manifest.json": manifest, **FILES})))
+    await world.installer.activate(
+        await world.install(tar({"manifest.json": manifest, **FILES})), world.progress.append
+    )
 
     assert await world.version() == Evidence("2.0.0")
 
 
 async def test_somebody_elses_manifest_is_a_file(world: World) -> None:
     files = {"manifest.json": b'{"name": "web app", "icons": []}', "index.html": b"<html>"}
-    await world.installer.activate(await world.install(tar(files)))
+    await world.installer.activate(await world.install(tar(files)), world.progress.append)
 
     assert read_tree(world.link) == files

@@ -108,12 +108,12 @@ async def upgrade(installer: FilesInstaller, new: Deployment) -> None:
     installer.tidy(new)
     await installer.install(new, ignore)
     installer.tidy(new)
-    await installer.activate(new)
+    await installer.activate(new, ignore)
 
 
 async def roll_back(installer: FilesInstaller, new: Deployment) -> None:
     installer.tidy(new)
-    await installer.restore(new)
+    await installer.restore(new, ignore)
     installer.tidy(None)
 
 
