@@ -24,6 +24,12 @@ class Names:
         return f"{self.product_key}/{self.device_name}"
 
 
+BLOCK_BYTES_MAX = 128 << 10
+"""No platform is asked for a larger block."""
+BLOCKS_BYTES_MAX = 16 << 20
+"""Nor does it give a larger package in blocks."""
+
+
 class BlockError(Exception):
     """No usable block came: none in time, a damaged one, or the platform refuses it. Says why; asking again may help.
 

@@ -71,7 +71,7 @@ _OWN_IDENTITY = "give each gateway a device_name and a credential of its own"
 _RIVAL = f"another device uses this identity: {_OWN_IDENTITY}"
 _SUSPECTED = f"{CLOSED} soon after connecting, again and again: does another device use this identity? {_OWN_IDENTITY}"
 
-# Codes on the topic /ext/error, protocol section 1.4.
+# The codes of the topic /ext/error.
 _ERRORS = {
     427: _RIVAL,
     429: "the platform takes no more messages for now: there were too many",

@@ -98,7 +98,7 @@ from functools import cache
 from typing import Any, NoReturn, TypeAlias, TypeGuard
 from urllib.parse import urlsplit
 
-from otad.cloud.cloud import Answer, Nothing, Offered, Unusable
+from otad.cloud.cloud import BLOCK_BYTES_MAX, BLOCKS_BYTES_MAX, Answer, Nothing, Offered, Unusable
 from otad.core.model import (
     DEFAULT_MODULE,
     DESC_CHARACTERS,
@@ -121,8 +121,7 @@ FILES_MIN, FILES_MAX = 2, 20
 FILE_NAME_BYTES_MAX = 255
 TAG_CHARACTERS_MAX = 4096
 TAGS_BYTES_MAX = 8 << 10
-BLOCK_MIN, BLOCK_MAX = 256, 128 << 10  # bytes that may be asked for at once; the last block may be shorter
-MQTT_SIZE_MAX = 16 << 20  # of a package that comes in blocks
+BLOCK_MIN, BLOCK_MAX = 256, BLOCK_BYTES_MAX  # bytes that may be asked for at once; the last block may be shorter
 STREAM_MAX = (1 << 63) - 1
 TIME_MAX = 253_402_300_799_999  # ms since 1970: the last one of the year 9999
 SECRET_MAX = 2048
@@ -550,10 +549,10 @@ def _notice(module: ModuleName, content: dict[str, Any], *, allow_md5: bool, ver
         return Notice(_identity_of_all(module, version, files), url="", files=files, tags=tags)
     only = _artifact(content, _ONLY, _method(content, allow_md5=allow_md5), verify, may_lack_url=word == "mqtt")
     stream = _stream(content, is_needed=word == "mqtt")
-    if only.size > MQTT_SIZE_MAX:
+    if only.size > BLOCKS_BYTES_MAX:
         stream = None
     if not only.url and stream is None:
-        detail = f"size: {only.size}: over MQTT at most {MQTT_SIZE_MAX} bytes: use HTTPS"
+        detail = f"size: {only.size}: over MQTT at most {BLOCKS_BYTES_MAX} bytes: use HTTPS"
         raise UpdateError(Code.UNSUPPORTED, detail)
     return Notice(Identity(module, version, only.size, only.digest), only.url, stream=stream, tags=tags)
 

@@ -20,7 +20,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from otad.cloud.cloud import Block, BlockError, OfflineError
+from otad.cloud.cloud import BLOCK_BYTES_MAX, Block, BlockError, OfflineError
 from otad.config import DownloadSettings
 from otad.errors import Code, UpdateError
 from otad.transfer.source import (
@@ -37,12 +37,8 @@ from otad.transfer.source import (
 )
 from otad.units import format_duration
 
-PACKAGE_BYTES_MAX = 16 << 20
-"""The platform gives no larger package in blocks."""
 FIRST_BYTES = 32 << 10
 LEAST_BYTES = 4 << 10
-MOST_BYTES = 128 << 10
-"""The platform gives no larger block."""
 WELL_BLOCKS = 4
 """So many must come well before a larger one is asked for; twice as many after a failure, half as many once it held."""
 WELL_BLOCKS_MAX = 64
@@ -128,7 +124,7 @@ class BlockSource:
             log.info("blocks over MQTT: goes on after byte %d", offset)
         self._attempt, self._refused, self._troubled, self._connected = 0, False, False, True
         self._well += 1
-        if self._well >= self._well_blocks and self._size < MOST_BYTES:
+        if self._well >= self._well_blocks and self._size < BLOCK_BYTES_MAX:
             if self._grown:
                 self._well_blocks = max(WELL_BLOCKS, self._well_blocks // 2)
             self._size, self._well, self._grown = 2 * self._size, 0, True

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from otad.cloud.cloud import Block, BlockError, Cloud, Offered, OfflineError
+from otad.cloud.cloud import BLOCKS_BYTES_MAX, Block, BlockError, Cloud, Offered, OfflineError
 from otad.config import DownloadSettings
 from otad.core.model import Deployment, Notice, Origin
 from otad.errors import Code, UpdateError
 from otad.threads import in_thread
-from otad.transfer.blocks import PACKAGE_BYTES_MAX, BlockSource
+from otad.transfer.blocks import BlockSource
 from otad.transfer.file import FileSource
 from otad.transfer.http import HttpSource
 from otad.transfer.row import Row
@@ -132,7 +132,7 @@ class _Offer:
 
     @property
     def fits_blocks(self) -> bool:
-        return self._identity.size <= PACKAGE_BYTES_MAX
+        return self._identity.size <= BLOCKS_BYTES_MAX
 
     def in_blocks(self) -> bool:
         return self.fits_blocks and self.notice.stream is not None
