@@ -14,7 +14,7 @@ from otad.config import InstallerKind
 from otad.coordinator import Coordinator, now
 from otad.core.events import Noticed, Rejected
 from otad.core.model import Identity, ModuleName, Notice
-from otad.core.step import Verdict, unconfigured_key, verdict
+from otad.core.step import Verdict, verdict
 from otad.errors import Code, Failure
 from otad.machine import Machine
 
@@ -92,7 +92,8 @@ class Offers:
                     return await self.noticed(notice, offer)
                 identity = notice.identity
                 failure = Failure(Code.UNSUPPORTED, why_not)
-                return Rejected(unconfigured_key(identity), identity.module, identity.version, failure, offer, now())
+                key = f"unconfigured:{identity.key}"  # not the package's own: configured, it is as good as any
+                return Rejected(key, identity.module, identity.version, failure, offer, now())
             case Unusable():
                 return Rejected(answer.key, answer.module, answer.version, answer.failure, answer.offer, now())
             case Nothing(module):

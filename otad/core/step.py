@@ -363,11 +363,6 @@ def is_before_the_switch(deployment: Deployment) -> bool:
     return deployment.phase in (Phase.DOWNLOADING, Phase.INSTALLING) and not deployment.switched
 
 
-def unconfigured_key(identity: Identity) -> str:
-    """The key of a refusal that ends with the configuration that is its reason, not with the package."""
-    return f"unconfigured:{identity.key}"
-
-
 def _honour(event: Noticed) -> str:
     """What makes a late duplicate known: message and package, since some platforms number all messages alike."""
     return f"{event.offer} {event.notice.identity.key}"

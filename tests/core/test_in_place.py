@@ -45,6 +45,7 @@ from otad.core.model import (
     Outcome,
     Phase,
     PlaceKind,
+    Refusal,
     Slot,
     SlotView,
     State,
@@ -356,6 +357,20 @@ def test_what_could_not_be_taken_back_is_not_taken_for_a_success_when_it_is_offe
 
     assert verdict(replace(left, outbox=()), offered(running="2", offer="get:9")) == Verdict.REFUSED
     assert verdict(at_rest(), offered(running="2", offer="get:9")) == Verdict.RUNNING
+
+
+def test_a_version_that_is_trusted_takes_every_refusal_of_it_along_and_no_other() -> None:
+    kept = Refusal("app|3", APP, "3", -1, "sick", UNHEALTHY, 1)
+    others = (
+        Refusal("unconfigured:app|2", APP, "2", -1, "no", SAYS_NO, 1),
+        Refusal("app|2|md5", APP, "2", -3, "x", UNHEALTHY, 1),
+    )
+    elsewhere = Refusal("default|2", DEFAULT_MODULE, "2", -1, "sick", UNHEALTHY, 1)
+    state = replace(under_way(Phase.CONFIRMING), refusals=(kept, *others, elsewhere))
+
+    done = step(state, Finished(Confirm(DeploymentId("1"), 1), 9))
+
+    assert done.refusals == (kept, elsewhere)
 
 
 def test_a_module_that_was_taken_out_of_the_configuration_is_refused_for_a_day() -> None:
